@@ -1,0 +1,24 @@
+"""The nodes, one thin node a file, and what the host asks a pack for."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from .demo_prompt import DemoPrompt
+from .fbcache_patcher import FBCachePatcher
+
+WEB_DIRECTORY = "./web"
+DEMO_MODELS = Path(__file__).parent.parent / "para_core" / "demo" / "models"
+
+
+class ParaAccelerate(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [FBCachePatcher, DemoPrompt]
+
+
+async def comfy_entrypoint() -> ParaAccelerate:
+    """Called by the host when it loads the pack."""
+    for folder in ("diffusion_models", "vae"):
+        folder_paths.add_model_folder_path(folder, str(DEMO_MODELS / folder))
+    return ParaAccelerate()

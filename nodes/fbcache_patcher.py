@@ -1,0 +1,74 @@
+"""FBCache Patcher: the first-block cache on a MODEL wire."""
+
+from comfy_api.latest import io
+
+from ..para_core.adapters.comfy import apply_fbcache
+from ..para_core.residual_cache import CacheConfig
+from .events import send_report
+
+
+class FBCachePatcher(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ParaFBCachePatcher",
+            display_name="FBCache Patcher",
+            category="para",
+            description="Runs only the first block of a step whose result would hardly differ from the last one's, and "
+            "reuses what the other blocks did then. Works with any sampler, LoRA and ControlNet.",
+            inputs=[
+                io.Model.Input("model", tooltip="A diffusion transformer; the node lists what it supports."),
+                io.Float.Input(
+                    "residual_diff_threshold",
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much the first block's result may change while a step is still reused. Higher: faster, "
+                    "further from the original. 0: never reuse. -1: the recommended value of the connected model.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Steps before this part of the denoising are always computed. Higher: closer to the "
+                    "original composition, slower. 0: reuse from the start.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Steps behind this part of the denoising are always computed. Lower: closer to the original "
+                    "details, slower. 0: never reuse.",
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="This many steps at the start are always computed. Higher: closer to the original, slower.",
+                ),
+                io.Int.Input(
+                    "max_consecutive_hits",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="After this many reused steps in a row one is computed. Lower: closer to the original, "
+                    "slower. 0: no limit.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The same model, sampling with the cache.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, residual_diff_threshold, start_percent, end_percent, warmup_steps, max_consecutive_hits
+    ) -> io.NodeOutput:
+        threshold = None if residual_diff_threshold == -1 else residual_diff_threshold
+        config = CacheConfig(threshold, start_percent, end_percent, warmup_steps, max_consecutive_hits)
+        return io.NodeOutput(apply_fbcache(model, config, listener=send_report(cls.hidden.unique_id)))

@@ -1,0 +1,1 @@
+"""The borders: each file here, and no other, knows one host."""

@@ -1,0 +1,172 @@
+"""ComfyUI: attaches configs to a MODEL and realises them while it samples, through the host's own wrappers and hooks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+import comfy.patcher_extension
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..block_forward import swapped_forwards
+from ..cache_report import RunReport
+from ..families import BlockStack, ModelFamily, family_of
+from ..first_block import CachedCall, CacheRun, Step
+from ..residual_cache import CacheConfig
+
+logger = logging.getLogger(__name__)
+
+# The one key of ours: in transformer_options (configs, the run) and among the host's wrappers.
+KEY = "para_accelerate"
+WRAPPERS = comfy.patcher_extension.WrappersMP
+
+
+@dataclass(frozen=True)
+class FBCacheOption:
+    """What the FBCache Patcher leaves on a MODEL. listener: called with the report when a run has ended."""
+
+    family: ModelFamily
+    config: CacheConfig
+    listener: Callable[[RunReport], None] | None = None
+
+
+@dataclass
+class SamplingRun:
+    """One sampling run: its cache, and the noise schedule on the host side so that no step waits for the device.
+
+    sigma_range: highest and lowest sigma at which reuse is allowed.
+    """
+
+    cache: CacheRun
+    sigma_range: tuple[float, float]
+    schedule: list[float] | None = None
+
+    def step(self, options: Mapping) -> Step:
+        sigma = float(options["sigmas"][0])
+        if self.schedule is None:
+            self.schedule = options["sample_sigmas"].tolist() if "sample_sigmas" in options else [sigma]
+        # Samplers evaluate between the schedule's sigmas too (dpm_2, ancestral): the nearest one counts.
+        index = min(range(len(self.schedule)), key=lambda i: abs(self.schedule[i] - sigma))
+        return Step(index, sigma, allowed=self.sigma_range[1] <= sigma <= self.sigma_range[0])
+
+
+def apply_fbcache(
+    model: ModelPatcher, config: CacheConfig, *, listener: Callable[[RunReport], None] | None = None
+) -> ModelPatcher:
+    """A clone of `model` that samples with the first-block cache; `model` itself is not changed.
+
+    A cache that was attached before is replaced. Raises ValueError for a model that no family serves.
+    """
+    family = family_of(_diffusion_model(model.model))
+    return _attach(model, fbcache=FBCacheOption(family, config, listener))
+
+
+def _attach(model: ModelPatcher, **options: object) -> ModelPatcher:
+    """A clone that carries `options`, whatever the order in which the nodes of this pack are wired."""
+    clone = model.clone()
+    clone.model_options["transformer_options"].setdefault(KEY, {}).update(options)
+    clone.remove_wrappers_with_key(WRAPPERS.OUTER_SAMPLE, KEY)
+    clone.remove_wrappers_with_key(WRAPPERS.APPLY_MODEL, KEY)
+    clone.add_wrapper_with_key(WRAPPERS.OUTER_SAMPLE, KEY, _outer_sample)
+    clone.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, KEY, _apply_model)
+    return clone
+
+
+def _diffusion_model(model: BaseModel):
+    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+
+
+def _outer_sample(executor, *args, **kwargs):
+    """Give the sampling run a state of its own, on the guider's per-run copy of the model options."""
+    guider = executor.class_obj
+    options = guider.model_options["transformer_options"]
+    fbcache: FBCacheOption = options[KEY]["fbcache"]
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    start, end = fbcache.config.start_percent, fbcache.config.end_percent
+    run = SamplingRun(
+        CacheRun(fbcache.family, fbcache.config),
+        # At 0 without the host's answer: a sampler may start above the model's highest sigma.
+        (float(sampling.percent_to_sigma(start)) if start > 0 else math.inf, float(sampling.percent_to_sigma(end))),
+    )
+    options[KEY] = {**options[KEY], "run": run}
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        del options[KEY]["run"]
+        report = run.cache.report()
+        logger.info(report.summary())
+        if fbcache.listener is not None:
+            fbcache.listener(report)
+
+
+def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """Put the cache around the blocks of this one model call; without a run (a foreign sampler) do nothing."""
+    options = transformer_options or {}
+    run: SamplingRun | None = options.get(KEY, {}).get("run")
+    if run is None:
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    model = _diffusion_model(executor.class_obj)
+    try:
+        family = family_of(model)
+    except ValueError:  # a guider's second model, of a family without a cache: it runs as it is
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    num_blocks = [len(getattr(model, stack.blocks)) for stack in family.stacks]
+    with (
+        run.cache.call(family, num_blocks, _conditionings(model, x, options), run.step(options)) as call,
+        swapped_forwards(model, family, call),
+    ):
+        options = _with_block_patches(options, family, num_blocks, call)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _conditionings(model: object, x: Tensor, options: Mapping) -> dict[Hashable, str]:
+    """A key for each conditioning in the batch, in row order, and the name under which it is shown.
+
+    The same conditioning is evaluated for other purposes too: by another device's thread, for a window of the video,
+    or once more with another pack's block patches (skip-layer guidance). Each of these has its own residuals.
+    """
+    roles = options.get("cond_or_uncond", [0])
+    uuids = options.get("uuids", roles)
+    window = options.get("context_window")
+    window = tuple(getattr(window, "index_list", ())) if window is not None else None
+    patches = options.get("patches_replace", {})
+    foreign = frozenset(
+        (kind, key, patch if isinstance(patch, Hashable) else id(patch))
+        for kind, found in patches.items()
+        for key, patch in found.items()
+    )
+    shared = (id(model), x.device, x.shape[1:], window, foreign)
+    names = {0: "positive", 1: "negative"}
+    keys: dict[Hashable, str] = {}
+    for role, uuid in zip(roles, uuids, strict=True):
+        keys[(uuid, len(keys) if (uuid, 0, *shared) in keys else 0, *shared)] = names.get(role, f"conditioning {role}")
+    return keys
+
+
+def _with_block_patches(
+    options: Mapping, family: ModelFamily, num_blocks: list[int], call: CachedCall
+) -> dict[str, object]:
+    """A copy of the transformer options in which every block of the family asks `call`.
+
+    What stands at a key already (another pack's patch, for the run or for this pass only) is called inside ours.
+    """
+    replace = dict(options.get("patches_replace", {}))
+    dit = replace["dit"] = dict(replace.get("dit", {}))
+    for number, (stack, count) in enumerate(zip(family.stacks, num_blocks, strict=True)):
+        for index in range(count if stack.hook is not None else 0):
+            key = (stack.hook, index)
+            dit[key] = _block_patch(call, number, index, dit.get(key))
+    return {**options, "patches_replace": replace}
+
+
+def _block_patch(call: CachedCall, stack: int, index: int, inner: Callable | None) -> Callable:
+    def patch(args: dict, extra: dict) -> dict:
+        if inner is None:
+            return call.block(stack, index, args, lambda: extra["original_block"](args))
+        return call.block(stack, index, args, lambda: inner(args, extra))
+
+    return patch
