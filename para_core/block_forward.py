@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
         for number, stack in enumerate(family.stacks):
             for index, block in enumerate(getattr(model, stack.blocks) if stack.hook is None else ()):
                 found.append((block, block.__dict__.get("forward")))
-                block.forward = _forward(call, number, index, stack, block.forward)
+                block.forward = _forward(call, number, index, _positions(stack, type(block)), block.forward)
         yield
     finally:
         for block, forward in found:
@@ -34,15 +35,17 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
                 block.forward = forward
 
 
-def _forward(call: CachedCall, number: int, index: int, stack: BlockStack, original: Callable) -> Callable:
-    names = list(inspect.signature(original).parameters)
-    positions = {stream.argument: names.index(stream.argument) for stream in stack.streams if stream.argument in names}
+@functools.cache
+def _positions(stack: BlockStack, block_class: type[nn.Module]) -> dict[str, int]:
+    # Of the class: an offloading library's wrapper on the instance only says *args, **kwargs.
+    parameters = list(inspect.signature(block_class.forward).parameters)[1:]
+    return {stream.argument: parameters.index(stream.argument) for stream in stack.streams}
 
+
+def _forward(call: CachedCall, number: int, index: int, positions: dict[str, int], original: Callable) -> Callable:
     def forward(*args: Tensor, **kwargs: Tensor):
         arguments = {
-            name: kwargs[name] if name in kwargs else args[position]
-            for name, position in positions.items()
-            if name in kwargs or position < len(args)
+            name: kwargs[name] if name in kwargs else args[position] for name, position in positions.items()
         }
         return call.block(number, index, arguments, lambda: original(*args, **kwargs))
 

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class TinyModel:
-    """How to build one family small. config: class name in comfy.supported_models. latent: without the batch."""
+    """How to build one family small. config: class name in comfy.supported_models; latent: shape without the batch."""
 
     config: str
     unet_config: dict
@@ -18,6 +18,7 @@ class TinyModel:
     pooled_dim: int = 0
     num_tokens: int = 7  # odd on purpose
     cond: dict = field(default_factory=dict)
+    since_033: dict = field(default_factory=dict)  # keys of unet_config that ComfyUI 0.3 does not know
 
 
 FLUX = TinyModel(
@@ -25,9 +26,9 @@ FLUX = TinyModel(
     {
         "image_model": "flux", "guidance_embed": False, "in_channels": 16, "out_channels": 16, "patch_size": 2,
         "vec_in_dim": 64, "context_in_dim": 64, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2,
-        "depth_single_blocks": 3, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True, "txt_ids_dims": [],
+        "depth_single_blocks": 3, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True,
     },
-    latent=(16, 10, 14), context_dim=64, pooled_dim=64,
+    latent=(16, 10, 14), context_dim=64, pooled_dim=64, since_033={"txt_ids_dims": []},
 )  # fmt: skip
 
 WAN = TinyModel(
@@ -47,8 +48,10 @@ def build(tiny: TinyModel, seed: int = 0, dtype: torch.dtype = torch.float32):
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
+    from comfyui_version import __version__
 
-    config = getattr(comfy.supported_models, tiny.config)(dict(tiny.unet_config))
+    newer = tiny.since_033 if tuple(map(int, __version__.split(".")))[:2] >= (0, 33) else {}
+    config = getattr(comfy.supported_models, tiny.config)(tiny.unet_config | newer)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +65,8 @@ def build(tiny: TinyModel, seed: int = 0, dtype: torch.dtype = torch.float32):
             noise = 1.5 + 0.3 * noise
         parameter.data.copy_(noise)
     device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)  # 0.3 has only the latter
+    return patcher(model, load_device=device, offload_device=torch.device("cpu"))
 
 
 def conditioning(tiny: TinyModel, seed: int, num_tokens: int | None = None, **extra) -> list:
@@ -111,3 +115,30 @@ def sample(
 def relative(output: torch.Tensor, reference: torch.Tensor) -> float:
     """Mean absolute difference over mean absolute reference."""
     return float((output - reference).abs().mean() / reference.abs().mean())
+
+
+def with_sampler(patcher, tiny: TinyModel, function, *, cfg: float = 1.0, num_tokens=(7, 5), batch: int = 1, **conds):
+    """Run `function(model, x, sigmas, **extra_args)` as the sampler of a 4-step run, inside ComfyUI's own guider.
+
+    Within it `model(x, sigma)` is a guided model call, as samplers make it.
+    """
+    import comfy.sample
+    import comfy.samplers
+
+    def adapter(model, x, sigmas, extra_args, callback, disable, **_):
+        function(lambda x, sigma: model(x, sigma * x.new_ones([x.shape[0]]), **extra_args), x, sigmas)
+        return x
+
+    empty = torch.zeros(batch, *tiny.latent)
+    comfy.sample.sample_custom(
+        patcher,
+        torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)),
+        cfg,
+        comfy.samplers.KSAMPLER(adapter),
+        torch.linspace(1, 0, 5),
+        conds.get("positive") or conditioning(tiny, 1, num_tokens[0]),
+        conds.get("negative") or conditioning(tiny, 2, num_tokens[1]),
+        empty,
+        disable_pbar=True,
+        seed=0,
+    )

@@ -1,0 +1,111 @@
+"""diffusers: the first-block cache on a transformer or a pipeline, through the library's own model hooks."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.hooks import HookRegistry, ModelHook
+
+from ..block_forward import swapped_forwards
+from ..cache_report import RunReport
+from ..families import family_of
+from ..first_block import CacheRun, Step
+from ..residual_cache import CacheConfig
+
+logger = logging.getLogger(__name__)
+
+HOOK = "para_accelerate_fbcache"
+Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
+
+
+class FBCacheHook(ModelHook):
+    """Puts the cache around each forward of one denoising run, a state for each `cache_context` of the pipeline."""
+
+    _is_stateful = True  # so that the library tells it the context
+
+    def __init__(self, transformer: ModelMixin, run: CacheRun) -> None:
+        super().__init__()
+        self.run = run
+        self.family = family_of(transformer)
+        self._timestep_position = list(inspect.signature(transformer.forward).parameters).index("timestep")
+        self._context = "positive"
+        self._sigmas: list[float] = []
+
+    def new_forward(self, module: ModelMixin, *args, **kwargs):
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._timestep_position]
+        num_blocks = [len(getattr(module, stack.blocks)) for stack in self.family.stacks]
+        with (
+            self.run.call(self.family, num_blocks, {self._context: self._context}, self._step(timestep)) as call,
+            swapped_forwards(module, self.family, call),
+        ):
+            return self.fn_ref.original_forward(*args, **kwargs)
+
+    def _step(self, timestep) -> Step:
+        sigma = float(timestep.flatten()[0])  # pipelines of flow models pass the timestep as a fraction, 1 = pure noise
+        if not self._sigmas or self._sigmas[-1] != sigma:
+            self._sigmas.append(sigma)
+        config = self.run.config
+        return Step(len(self._sigmas) - 1, sigma, config.start_percent <= 1 - sigma <= config.end_percent)
+
+    def _set_context(self, module: ModelMixin, name: str | None) -> ModelMixin:
+        self._context = {"cond": "positive", "uncond": "negative", None: "positive"}.get(name, name)
+        return module
+
+    def reset_state(self, module: ModelMixin) -> ModelMixin:
+        return module
+
+
+@contextmanager
+def cache_run(
+    transformer: ModelMixin, config: CacheConfig, *, listener: Callable[[RunReport], None] | None = None
+) -> Iterator[CacheRun]:
+    """One denoising run of `transformer` under the cache; the transformer is as before when the context ends.
+
+    listener: called with the report at the end. Raises ValueError for a model that no family serves.
+    """
+    run = CacheRun(family_of(transformer), config)
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    registry.register_hook(FBCacheHook(transformer, run), HOOK)
+    try:
+        yield run
+    finally:
+        registry.remove_hook(HOOK, recurse=False)
+        report = run.report()
+        logger.info(report.summary())
+        if listener is not None:
+            listener(report)
+
+
+def apply_cache_on_pipe(
+    pipe: Pipe,
+    *,
+    residual_diff_threshold: float | None = None,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    warmup_steps: int = 0,
+    max_consecutive_hits: int = 0,
+    listener: Callable[[RunReport], None] | None = None,
+) -> Pipe:
+    """Make every later call of this pipeline object sample with the first-block cache, and return it.
+
+    The settings are those of `CacheConfig`. Applying again replaces them; other pipelines of the class are untouched.
+    Raises ValueError for a pipeline without a transformer, or one whose transformer no family serves.
+    """
+    config = CacheConfig(residual_diff_threshold, start_percent, end_percent, warmup_steps, max_consecutive_hits)
+    if getattr(pipe, "transformer", None) is None:
+        raise ValueError(f"{type(pipe).__name__} has no transformer; the cache is for diffusion transformers.")
+    family_of(pipe.transformer)
+    base = getattr(type(pipe), "para_base", type(pipe))
+
+    def call(self, *args, **kwargs):
+        with cache_run(self.transformer, config, listener=listener):
+            return base.__call__(self, *args, **kwargs)
+
+    # A class of its own for this one object: special methods are looked up on the class, not on the instance.
+    pipe.__class__ = type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__, "para_base": base})
+    return pipe
