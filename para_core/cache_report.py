@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class RunReport:
     computed_seconds: float
     reused_seconds: float
     num_bytes: int
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> RunReport:
+        """The report that `dataclasses.asdict` turned into `values`; other keys are passed over."""
+        known = {field.name: values[field.name] for field in fields(cls)}
+        known["conditionings"] = {
+            label: tuple(StepRecord(**record) for record in records)
+            for label, records in known["conditionings"].items()
+        }
+        return cls(**known)
 
     @property
     def estimated_speedup(self) -> float:

@@ -1,0 +1,48 @@
+"""The demo's picture: the same prompts with and without the cache, over the residual curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..plot import INK, PAPER, draw_residual_curve
+from .table import Row
+
+TILE, GAP, HEAD = 160, 10, 44
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """An RGB image from (H, W, 3) in 0..1."""
+    return Image.fromarray((picture * 255).round().byte().numpy())
+
+
+def draw_demo(rows: Sequence[Row], figures: Sequence[dict], prompts: Sequence[str], *, shown: Sequence[int]) -> Image.Image:
+    """Columns are rows of the table, with the prompts numbered `shown` below each other, then a curve for each cache.
+
+    The curves are those of the first prompt shown.
+    """
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    cached = [row for row in rows if row.reports]
+    width = max(len(rows) * (TILE + GAP) + GAP, 900)
+    curve = ((width - 3 * GAP) // 2, 230)
+    top = HEAD + len(shown) * (TILE + GAP + 18) + 10
+    image = Image.new("RGB", (width, top + (len(cached) + 1) // 2 * (curve[1] + GAP)), PAPER)
+    canvas = ImageDraw.Draw(image)
+    for column, (row, figure) in enumerate(zip(rows, figures, strict=True)):
+        x = GAP + column * (TILE + GAP)
+        canvas.text((x, 6), row.name, INK, font)
+        detail = f"{figure['speedup']:.2f}x, {figure['reused_steps']:.1f} of {figure['steps']} reused"
+        canvas.text((x, 25), detail, INK, small)
+        for line, number in enumerate(shown):
+            tile = to_image(row.pictures[number]).resize((TILE, TILE), Image.Resampling.LANCZOS)
+            image.paste(tile, (x, HEAD + 18 + line * (TILE + GAP + 18)))
+    for line, number in enumerate(shown):
+        canvas.text((GAP, HEAD + 1 + line * (TILE + GAP + 18)), prompts[number], INK, small)
+    for number, row in enumerate(cached):
+        report = row.reports[shown[0]]
+        title = f"{row.name}: change of the first block's residual, {report.num_reused_calls} steps reused (green)"
+        place = (GAP + number % 2 * (curve[0] + GAP), top + number // 2 * (curve[1] + GAP))
+        image.paste(draw_residual_curve(report, curve, title), place)
+    return image

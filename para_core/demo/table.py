@@ -1,0 +1,95 @@
+"""The demo's table: the small model with and without the cache, side by side on the same prompts and noise."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..adapters.diffusers import cache_run
+from ..cache_report import RunReport
+from ..residual_cache import CacheConfig
+from .checker import attribute_accuracy
+from .prompt import encode
+from .sampling import NUM_STEPS, decode, denoise, noise
+from .scene import Scene
+from .weights import DEPTH, DEPTH_SINGLE
+
+NUM_BLOCK_CALLS = NUM_STEPS * (DEPTH + DEPTH_SINGLE)
+
+
+@dataclass
+class Row:
+    """One way to run the model, and what it gave: one entry a prompt in every list. config None: no cache.
+
+    latents: final ones, in any one shape. pictures: (prompts, H, W, 3) in 0..1, once decoded.
+    """
+
+    name: str
+    config: CacheConfig | None = None
+    seconds: list[float] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    reports: list[RunReport] = field(default_factory=list)
+    pictures: Tensor | None = None
+
+    def run(self, transformer: nn.Module, prompt: str, seed: int) -> None:
+        context, pooled = encode(prompt)
+        tokens = noise(1, seed)
+        cache = cache_run(transformer, self.config, listener=self.reports.append) if self.config else nullcontext()
+        start = time.perf_counter()
+        with cache, torch.no_grad():
+            self.latents.append(denoise(transformer, tokens, context, pooled))
+        self.seconds.append(time.perf_counter() - start)
+
+
+def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module, prompts: Sequence[str]) -> None:
+    """Run every row on every prompt. The rows take turns, so that a machine that slows down slows them all."""
+    Row("warm-up").run(transformer, prompts[0], 0)
+    for number, prompt in enumerate(tqdm(prompts, desc=f"{len(rows)} rows on {len(prompts)} prompts", unit="prompt")):
+        for row in rows:
+            row.run(transformer, prompt, seed=number)
+    for row in rows:
+        row.pictures = decode(autoencoder, torch.cat(row.latents))
+
+
+def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, object]]:
+    """The figures of each row against the first, in the form of demo.json; means over the prompts.
+
+    wall_s: seconds a picture. rel_l2: of the final latent. psnr_db: of the decoded pictures, None where equal.
+    """
+    scenes = [Scene.parse(prompt) for prompt in prompts]
+    return [_figures(row, rows[0], scenes) for row in rows]
+
+
+def _figures(row: Row, baseline: Row, scenes: Sequence[Scene]) -> dict[str, object]:
+    pairs = zip(row.latents, baseline.latents, strict=True)
+    pictures = zip(scenes, row.pictures.numpy(), strict=True)
+    return {
+        "name": row.name,
+        "ranks": 1,
+        "wall_s": _mean(row.seconds),
+        "speedup": sum(baseline.seconds) / sum(row.seconds),
+        "steps": NUM_STEPS,
+        "reused_steps": _mean([report.num_reused_calls for report in row.reports]),
+        "block_calls": _mean([report.num_block_calls for report in row.reports]) if row.reports else NUM_BLOCK_CALLS,
+        "block_calls_baseline": NUM_BLOCK_CALLS,
+        "rel_l2": _mean([float((latent - expected).norm() / expected.norm()) for latent, expected in pairs]),
+        "psnr_db": psnr(row.pictures, baseline.pictures),
+        "attribute_accuracy": _mean([attribute_accuracy(scene, picture) for scene, picture in pictures]),
+    }
+
+
+def psnr(pictures: Tensor, expected: Tensor) -> float | None:
+    """Peak signal to noise ratio in dB of pictures in 0..1, from their common mean square error; None where equal."""
+    error = float((pictures - expected).square().mean())
+    return -10 * math.log10(error) if error else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,98 @@
+"""ComfyUI's own interface in a headless Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from fixtures_server import SETTINGS
+
+from para_core.demo.host import PACK, ComfyServer
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+BROKEN = re.compile(r"Error (loading|calling) extension|already registered")
+READY = """() => window.app?.extensionManager && window.app?.graph
+    && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 300"""
+RUN = """timeout => new Promise(async (resolve, reject) => {
+    const { api } = app
+    setTimeout(() => reject(new Error(`not finished after ${timeout} ms`)), timeout)
+    api.addEventListener('execution_success', () => resolve(), { once: true })
+    api.addEventListener('execution_error', e => reject(new Error(e.detail.exception_message)), { once: true })
+    if (!await app.queuePrompt(0, 1)) reject(new Error('not queued'))
+})"""
+MISSING = """() => app.rootGraph.nodes.filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types))
+    .map(node => node.type)"""
+
+
+class Frontend:
+    """One open page of the interface; `broken` collects what its console says about extensions that fail."""
+
+    def __init__(self, page, server: ComfyServer) -> None:
+        self.page = page
+        self.server = server
+        self.broken: list[str] = []
+        page.on("console", lambda line: self.broken.append(line.text) if BROKEN.search(line.text) else None)
+
+    def open(self, **settings: object) -> None:
+        """(Re)load the interface, with settings such as Comfy_Locale="zh" on top of the tests' own."""
+        chosen = {name.replace("_", "."): value for name, value in settings.items()}
+        self.server.request("/settings", SETTINGS | chosen)
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(READY, timeout=120_000)
+
+    def load(self, file: Path) -> None:
+        """Load a workflow file the way a drop onto the canvas does."""
+        self.page.evaluate(
+            "([name, text]) => app.handleFile(new File([text], name, { type: 'application/json' }))",
+            [file.name, file.read_text()],
+        )
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+    def missing_nodes(self) -> list[str]:
+        """The types of nodes that the interface marks as broken or does not know."""
+        return self.page.evaluate(MISSING)
+
+    def toasts(self) -> list[str]:
+        """The messages that the interface shows, such as an invalid workflow file."""
+        return self.page.locator(".p-toast-message").all_inner_texts()
+
+    def prompt(self) -> dict:
+        """What the interface would send to the server."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def run(self, timeout: float = 120) -> None:
+        """Press Run and wait for the end. Raises with the server's message where it fails."""
+        self.page.evaluate(RUN, timeout * 1000)
+
+    def screenshot(self, name: str) -> Path:
+        """A picture of the page in out/, for people to look at."""
+        path = PACK / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        self.page.screenshot(path=path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A running headless browser; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+    program = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if program is None:
+        pytest.skip("no Chromium: `apt-get install chromium`, or install Google Chrome")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def frontend(server: ComfyServer, chromium) -> Frontend:
+    """The interface of the session's server, opened in English."""
+    context = chromium.new_context(viewport={"width": 1600, "height": 900})
+    opened = Frontend(context.new_page(), server)
+    opened.open()
+    yield opened
+    context.close()
