@@ -166,3 +166,15 @@ def test_a_model_of_one_block_is_left_alone():
     for _ in range(2):
         assert torch.equal(call(run, model, img, txt), model(img, txt))
     assert run.report().num_reused_calls == 0
+
+
+def test_a_call_is_reused_exactly_where_the_change_is_below_the_threshold():
+    order = ("txt", "img")
+    model = Toy(order)
+    img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    run = CacheRun(family(order), CacheConfig(0.05))
+    for step in range(20):
+        call(run, model, img * (1 + 0.02 * step), txt, step=step)
+    (records,) = run.report().conditionings.values()
+    assert {record.reused for record in records} == {True, False}
+    assert all(record.reused == (record.diff < 0.05) for record in records[1:])
