@@ -7,11 +7,11 @@ from tiny_models import FLUX, build, conditioning, relative
 pytestmark = pytest.mark.usefixtures("comfy")
 
 
-def fbcache(patcher, residual_diff_threshold):
+def fbcache(patcher, residual_diff_threshold, listener=None):
     from para_core.adapters.comfy import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
-    return apply_fbcache(patcher, CacheConfig(residual_diff_threshold))
+    return apply_fbcache(patcher, CacheConfig(residual_diff_threshold), listener=listener)
 
 
 def test_second_run_of_one_guider_starts_anew():
@@ -44,9 +44,9 @@ def test_two_models_with_the_same_conditioning_have_their_own_residuals():
             )
             return outputs[-1]
 
-    outputs = []
+    outputs, reports = [], []
     other = build(FLUX, seed=9)
-    guider = TwoModels(fbcache(build(FLUX), 0.01))
+    guider = TwoModels(fbcache(build(FLUX), 0.01, reports.append))
     other.pre_run()
     guider.inner_set_conds({"positive": conditioning(FLUX, 1)})
     noise = torch.randn(1, *FLUX.latent, generator=torch.Generator().manual_seed(0))
@@ -61,3 +61,4 @@ def test_two_models_with_the_same_conditioning_have_their_own_residuals():
     assert relative(one, two) > 0.05
     assert relative(one_again, one) <= 1e-5
     assert relative(two_again, two) <= 1e-5
+    assert reports[0].num_reused_calls == 2
