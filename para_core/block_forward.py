@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from .families import BlockStack, ModelFamily
+from .families import ModelFamily
 from .first_block import CachedCall
 
 
@@ -23,9 +23,11 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
     found: list[tuple[nn.Module, Callable | None]] = []
     try:
         for number, stack in enumerate(family.stacks):
-            for index, block in enumerate(getattr(model, stack.blocks) if stack.hook is None else ()):
+            names = tuple(stream.argument for stream in stack.streams)
+            for index, block in enumerate(stack.blocks_in(model) if stack.hook is None else ()):
                 found.append((block, block.__dict__.get("forward")))
-                block.forward = _forward(call, number, index, _positions(stack, type(block)), block.forward)
+                make = _reshaping_forward if stack.reshapes else _forward
+                block.forward = make(call, (number, index), _positions(type(block), names), block.forward)
         yield
     finally:
         for block, forward in found:
@@ -36,17 +38,37 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
 
 
 @functools.cache
-def _positions(stack: BlockStack, block_class: type[nn.Module]) -> dict[str, int]:
+def _positions(block_class: type[nn.Module], names: tuple[str | int, ...]) -> dict[str | int, int]:
     # Of the class: an offloading library's wrapper on the instance only says *args, **kwargs.
     parameters = list(inspect.signature(block_class.forward).parameters)[1:]
-    return {stream.argument: parameters.index(stream.argument) for stream in stack.streams}
+    return {name: name if isinstance(name, int) else parameters.index(name) for name in names}
 
 
-def _forward(call: CachedCall, number: int, index: int, positions: dict[str, int], original: Callable) -> Callable:
+def _forward(
+    call: CachedCall, position: tuple[int, int], positions: dict[str | int, int], original: Callable
+) -> Callable:
     def forward(*args: Tensor, **kwargs: Tensor):
-        arguments = {
-            name: kwargs[name] if name in kwargs else args[position] for name, position in positions.items()
-        }
-        return call.block(number, index, arguments, lambda: original(*args, **kwargs))
+        arguments = {name: kwargs[name] if name in kwargs else args[at] for name, at in positions.items()}
+        return call.block(*position, arguments, lambda: original(*args, **kwargs))
 
     return forward
+
+
+def _reshaping_forward(
+    call: CachedCall, position: tuple[int, int], positions: dict[str | int, int], original: Callable
+) -> Callable:
+    def forward(*args: Tensor, **kwargs: Tensor):
+        arguments = {name: kwargs[name] if name in kwargs else args[at] for name, at in positions.items()}
+        shapes = (*_shapes(args), *kwargs, *_shapes(kwargs.values()))
+        return call.block(*position, arguments, lambda: original(*args, **kwargs), shapes=shapes)
+
+    return forward
+
+
+def _shapes(values: Iterable[object]) -> tuple[Hashable, ...]:
+    """What decides the shape of a block's result: tensors' shapes, and sizes that are given as such."""
+    return tuple(
+        value.shape if isinstance(value, Tensor) else value
+        for value in values
+        if isinstance(value, Hashable)  # not the host's options
+    )

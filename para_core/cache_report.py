@@ -25,6 +25,7 @@ class RunReport:
     num_block_calls, num_block_calls_baseline: blocks computed, and what it would have been without the cache.
     seconds: of the run; computed_seconds, reused_seconds: sums over the model calls of either kind.
     num_bytes: held for residuals at the end of the run.
+    num_steps: of the schedule, 0 where it is not known. finished: the run has ended, as planned or not.
     """
 
     family: str
@@ -38,6 +39,8 @@ class RunReport:
     computed_seconds: float
     reused_seconds: float
     num_bytes: int
+    num_steps: int = 0
+    finished: bool = True
 
     @classmethod
     def from_dict(cls, values: Mapping) -> RunReport:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ from torch import Tensor
 from .cache_report import RunReport, StepRecord
 from .families import BlockStack, ModelFamily, Stream
 from .residual_cache import CacheConfig, ResidualCache
-
-Result = TypeVar("Result", bound=Mapping[str, Tensor] | tuple[Tensor, ...] | Tensor)
+from .streams import Arguments, Result, argument_of, as_result, result_of, tokens_of, with_tokens
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class CacheRun:
         self.family = family
         self.config = config
         self.threshold = family.residual_diff_threshold if threshold is None else threshold
-        self._caches: dict[Hashable, ResidualCache] = {}
+        self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream
         self._last_step: dict[Hashable, int] = {}
         self._labels: dict[Hashable, str] = {}
         self._records: dict[str, list[StepRecord]] = {}
@@ -52,6 +50,7 @@ class CacheRun:
         self._num_block_calls = 0
         self._num_block_calls_baseline = 0
         self._started: float | None = None  # the first model call; loading the model is not the cache's time
+        self.shapes: dict[Hashable, torch.Size] = {}  # what blocks that reshape returned, by what they were given
 
     @contextmanager
     def call(
@@ -61,8 +60,8 @@ class CacheRun:
 
         num_blocks: blocks of each of the family's stacks.
         """
-        caches = [self._cache(key, step.index) for key in conditionings]
-        call = CachedCall(self, family, num_blocks, caches, step)
+        caches = [self._cache(key, step.index, len(family.cached)) for key in conditionings]
+        call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step)
         started = time.perf_counter()
         self._started = self._started or started
         yield call
@@ -83,14 +82,14 @@ class CacheRun:
             self._records[self._labels[key]] = []
         return self._labels[key]
 
-    def _cache(self, key: Hashable, step: int) -> ResidualCache:
+    def _cache(self, key: Hashable, step: int, num_streams: int) -> tuple[ResidualCache, ...]:
         if key not in self._caches:
             for stale in [k for k, last in self._last_step.items() if abs(step - last) > self.STALE_STEPS]:
                 del self._caches[stale], self._last_step[stale]
         self._last_step[key] = step
-        return self._caches.setdefault(key, ResidualCache())
+        return self._caches.setdefault(key, tuple(ResidualCache() for _ in range(num_streams)))
 
-    def report(self) -> RunReport:
+    def report(self, *, num_steps: int = 0, finished: bool = True) -> RunReport:
         """What the run did so far."""
         return RunReport(
             family=self.family.name,
@@ -103,130 +102,154 @@ class CacheRun:
             seconds=time.perf_counter() - self._started if self._started else 0.0,
             computed_seconds=self._call_seconds[False],
             reused_seconds=self._call_seconds[True],
-            num_bytes=sum(cache.num_bytes for cache in self._caches.values()),
+            num_bytes=sum(cache.num_bytes for caches in self._caches.values() for cache in caches),
+            num_steps=num_steps,
+            finished=finished,
         )
 
 
 class CachedCall:
-    """One forward of one model. `block` stands in for every block of the family's stacks, in execution order."""
+    """One forward of one model. `block` stands in for every block of the family's stacks, in execution order.
+
+    caches: of each cached stream, one for each conditioning in the batch.
+    """
 
     def __init__(
         self,
         run: CacheRun,
         family: ModelFamily,
         num_blocks: Sequence[int],
-        caches: Sequence[ResidualCache],
+        caches: Sequence[tuple[ResidualCache, ...]],
         step: Step,
     ) -> None:
         self.decided = False
         self.reuses = False
-        self.diffs: list[float | None] = [None] * len(caches)
+        self.diffs: list[float | None] = [None] * len(caches[0])
         self._run, self._family, self._caches, self._step = run, family, caches, step
         positions = [(stack, index) for stack, count in enumerate(num_blocks) for index in range(count)]
         self._first_position, self._last_position = positions[0], positions[-1]
-        self._first_residual: Tensor | None = None
-        self._first_out: Tensor | None = None  # behind block 0; on a hit: the restored output
-        self._num_tokens = 0
+        # Of each cached stream: block 0's residual, and its output; on a hit the restored output of the last block.
+        self._first_residuals: list[Tensor] = []
+        self._first_outs: list[Tensor] = []
 
     def block(
-        self, stack: int, index: int, arguments: Mapping[str, Tensor], compute: Callable[[], Result]
-    ) -> Result | dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
+        self,
+        stack: int,
+        index: int,
+        arguments: Arguments,
+        compute: Callable[[], Result],
+        *,
+        shapes: Hashable = None,
+    ) -> Result:
         """What block `index` of stack number `stack` returns: computed, passed through, or restored.
 
         arguments: at least the stack's stream arguments. compute: runs the block (and other packs' patches) on them.
+        shapes: only of a stack that reshapes: of everything that the block is called with; they decide the result's.
         """
         position = (stack, index)
         if position == self._first_position:
             return self._first(arguments, compute)
         if self.reuses:
-            return self._skip(self._family.stacks[stack], arguments, restore=position == self._last_position)
+            return self._skip(position, arguments, compute, shapes)
         result = compute()
-        if position == self._last_position:
+        if shapes is not None:
+            self._run.shapes[(position, shapes)] = result.shape
+        if position == self._last_position and self.decided:
             self._remember(self._family.stacks[stack], result)
         return result
 
-    def _first(self, arguments: Mapping[str, Tensor], compute: Callable[[], Result]) -> Result:
+    def _streams(self, stack: BlockStack) -> list[Stream]:
+        return [stack.stream_with(name) for name in self._family.cached]
+
+    def _first(self, arguments: Arguments, compute: Callable[[], Result]) -> Result:
         stack = self._family.stacks[self._first_position[0]]
-        stream = stack.stream_with(self._family.cached)
-        before = arguments[stream.argument]
+        streams = self._streams(stack)
+        before = [argument_of(arguments, stream) for stream in streams]
         if stack.in_place:
-            before = before.clone()
+            before = [tensor.clone() for tensor in before]
         result = compute()
-        after = _take(result, stream)
-        self._num_tokens = after.shape[stream.token_dim]
-        self._first_residual = after - before
+        after = [result_of(result, stream) for stream in streams]
+        self._first_residuals = [out - tensor for out, tensor in zip(after, before, strict=True)]
         self.decided = True
         if self._first_position == self._last_position:
             return result
-        self._decide()
+        self._decide(streams)
         if self.reuses:
-            rest = [cache.reuse() for cache in self._caches]
-            self._first_out = after + (rest[0] if len(rest) == 1 else torch.cat(rest))
+            self._first_outs = [
+                out + _together([cache.reuse() for cache in caches], stream)
+                for out, caches, stream in zip(after, self._caches, streams, strict=True)
+            ]
         elif self._run.threshold > 0:
-            self._first_out = after.clone() if stack.in_place else after
+            self._first_outs = [out.clone() for out in after] if stack.in_place else after
         return result
 
-    def _decide(self) -> None:
+    def _decide(self, streams: list[Stream]) -> None:
         config, threshold = self._run.config, self._run.threshold
-        chunks = self._first_residual.chunk(len(self._caches))
-        diffs = [cache.diff(chunk) for cache, chunk in zip(self._caches, chunks, strict=True)]
-        known = [diff for diff in diffs if diff is not None]
+        diffs = [
+            [
+                cache.diff(chunk)
+                for cache, chunk in zip(caches, residual.chunk(len(caches), stream.batch_dim), strict=True)
+            ]
+            for caches, residual, stream in zip(self._caches, self._first_residuals, streams, strict=True)
+            if residual.numel()  # a stream without tokens (LTX-AV without sound) has no say
+        ]
+        known = [diff for of_stream in diffs for diff in of_stream if diff is not None]
         # One device sync per call, whatever the number of conditionings.
         values = iter(torch.stack(known).tolist() if known else ())
-        self.diffs = [None if diff is None else next(values) for diff in diffs]
+        diffs = [[None if diff is None else next(values) for diff in of_stream] for of_stream in diffs]
+        self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*diffs, strict=True)]
         self.reuses = (
             self._step.allowed
             and self._step.index >= config.warmup_steps
             and all(diff is not None and diff < threshold for diff in self.diffs)
-            and all(cache.allows_hit(config.max_consecutive_hits) for cache in self._caches)
+            and all(cache.allows_hit(config.max_consecutive_hits) for caches in self._caches for cache in caches)
         )
 
     def _remember(self, stack: BlockStack, result: Result) -> None:
-        rest = [None] * len(self._caches)
-        if self._first_out is not None:
-            stream = stack.stream_with(self._family.cached)
-            last = self._cached_tokens(_take(result, stream), stream)
-            rest = (last - self._first_out).chunk(len(self._caches))
-        first = self._first_residual.chunk(len(self._caches))
-        for cache, chunk, chunk_rest in zip(self._caches, first, rest, strict=True):
-            cache.remember(chunk, chunk_rest)
-        self._first_residual = self._first_out = None
+        first_streams = self._streams(self._family.stacks[self._first_position[0]])
+        outs = self._first_outs or [None] * len(first_streams)
+        for name, caches, residual, out, stream in zip(
+            self._family.cached, self._caches, self._first_residuals, outs, first_streams, strict=True
+        ):
+            rest = None if out is None else self._residual_since(out, name, stack, result)
+            chunks = [None] * len(caches) if rest is None else rest.chunk(len(caches), stream.batch_dim)
+            firsts = residual.chunk(len(caches), stream.batch_dim)
+            for cache, first, chunk in zip(caches, firsts, chunks, strict=True):
+                cache.remember(first, chunk)
+        self._first_residuals, self._first_outs = [], []
+
+    def _residual_since(self, first_out: Tensor, name: str, stack: BlockStack, result: Result) -> Tensor | None:
+        """What all blocks behind block 0 did to the stream `name`."""
+        stream = stack.stream_with(name)
+        last = tokens_of(result_of(result, stream), stream, name, first_out.shape[stream.token_dim])
+        # Other packs' patches may change the number of tokens on the way; then nothing is reused.
+        return last - first_out if last.shape == first_out.shape else None
 
     def _skip(
-        self, stack: BlockStack, arguments: Mapping[str, Tensor], *, restore: bool
-    ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        values = {stream: arguments[stream.argument] for stream in stack.streams}
-        if restore:
-            # Not from the argument: the host may have added ControlNet residuals to it between skipped blocks, and
-            # the kept residual already holds them.
-            stream = stack.stream_with(self._family.cached)
-            values[stream] = self._restored(values[stream], stream)
-            self._first_out = self._first_residual = None
-        return _result(values)
-
-    def _restored(self, tensor: Tensor, stream: Stream) -> Tensor:
-        num_others = tensor.shape[stream.token_dim] - self._num_tokens
-        if num_others == 0:
-            return self._first_out
-        if stream.holds[0] == self._family.cached:
-            others = tensor.narrow(stream.token_dim, self._num_tokens, num_others)
-            return torch.cat((self._first_out, others), stream.token_dim)
-        return torch.cat((tensor.narrow(stream.token_dim, 0, num_others), self._first_out), stream.token_dim)
-
-    def _cached_tokens(self, tensor: Tensor, stream: Stream) -> Tensor:
-        start = 0 if stream.holds[0] == self._family.cached else tensor.shape[stream.token_dim] - self._num_tokens
-        return tensor.narrow(stream.token_dim, start, self._num_tokens)
-
-
-def _take(result: Mapping[str, Tensor] | tuple[Tensor, ...] | Tensor, stream: Stream) -> Tensor:
-    return result if stream.result is None else result[stream.result]
+        self,
+        position: tuple[int, int],
+        arguments: Arguments,
+        compute: Callable[[], Result],
+        shapes: Hashable,
+    ) -> Result:
+        stack = self._family.stacks[position[0]]
+        values = {stream: argument_of(arguments, stream) for stream in stack.streams}
+        if position == self._last_position:
+            # Not from the arguments: the host may have added ControlNet residuals to them between skipped blocks, and
+            # the kept residual already holds those.
+            for name, first_out in zip(self._family.cached, self._first_outs, strict=True):
+                stream = stack.stream_with(name)
+                values[stream] = with_tokens(values[stream], stream, name, first_out)
+            self._first_outs, self._first_residuals = [], []
+        elif shapes is not None:
+            shape = self._run.shapes.get((position, shapes))
+            if shape is None:  # another pack's patch has changed the shapes since: only the block itself knows
+                return compute()
+            (stream,) = values
+            if shape != values[stream].shape:
+                values[stream] = values[stream].new_zeros(shape)
+        return as_result(values)
 
 
-def _result(values: Mapping[Stream, Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-    """A block's return value from its streams, in the form that their `result` keys say."""
-    keys = [stream.result for stream in values]
-    if keys == [None]:
-        return next(iter(values.values()))
-    if isinstance(keys[0], str):
-        return {stream.result: value for stream, value in values.items()}
-    return tuple(value for _, value in sorted(zip(keys, values.values(), strict=True), key=lambda pair: pair[0]))
+def _together(tensors: list[Tensor], stream: Stream) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, stream.batch_dim)

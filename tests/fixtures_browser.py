@@ -23,8 +23,8 @@ RUN = """timeout => new Promise(async (resolve, reject) => {
     api.addEventListener('execution_error', e => reject(new Error(e.detail.exception_message)), { once: true })
     if (!await app.queuePrompt(0, 1)) reject(new Error('not queued'))
 })"""
-MISSING = """() => app.rootGraph.nodes.filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types))
-    .map(node => node.type)"""
+MISSING = """() => app.rootGraph.nodes
+    .filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"""
 
 
 class Frontend:
@@ -75,7 +75,8 @@ class Frontend:
         return path
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while it runs, asyncio.run() fails everywhere else in this thread.
+@pytest.fixture(scope="module")
 def chromium():
     """A running headless browser; the test is skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")

@@ -26,7 +26,9 @@ def test_diff_of_half_types_is_accumulated_in_float32(dtype):
     assert cache.diff(first + 0.5).item() == pytest.approx(0.5 / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("other", [torch.ones(1, 6, 3), torch.ones(1, 5, 3, dtype=torch.bfloat16)], ids=["size", "dtype"])
+@pytest.mark.parametrize(
+    "other", [torch.ones(1, 6, 3), torch.ones(1, 5, 3, dtype=torch.bfloat16)], ids=["size", "dtype"]
+)
 def test_another_size_or_dtype_is_not_compared(other):
     cache = ResidualCache()
     cache.remember(torch.ones(1, 5, 3), torch.ones(1, 5, 3))
@@ -59,7 +61,10 @@ def test_bytes_are_those_of_both_residuals():
     [
         ({"residual_diff_threshold": -0.5}, r"^residual_diff_threshold is -0.5; allowed is 0 or more. Use 0 to never"),
         ({"residual_diff_threshold": float("nan")}, r"^residual_diff_threshold is nan; allowed"),
-        ({"start_percent": 0.8, "end_percent": 0.2}, r"^start_percent 0.8 and end_percent 0.2 do not make a range; allo"),
+        (
+            {"start_percent": 0.8, "end_percent": 0.2},
+            r"^start_percent 0.8 and end_percent 0.2 do not make a range; allo",
+        ),
         ({"end_percent": 1.2}, r"^start_percent 0.0 and end_percent 1.2 do not make a range"),
         ({"warmup_steps": -1}, r"^warmup_steps is -1; allowed are whole numbers from 0"),
         ({"max_consecutive_hits": 1.5}, r"^max_consecutive_hits is 1.5; allowed are whole numbers from 0"),

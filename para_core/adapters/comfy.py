@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.patcher_extension
 from comfy.model_base import BaseModel
@@ -25,13 +25,24 @@ KEY = "para_accelerate"
 WRAPPERS = comfy.patcher_extension.WrappersMP
 
 
+@dataclass
+class RunLog:
+    """The report of the latest run of a MODEL; all clones behind one patcher share it."""
+
+    report: RunReport | None = None
+
+
 @dataclass(frozen=True)
 class FBCacheOption:
-    """What the FBCache Patcher leaves on a MODEL. listener: called with the report when a run has ended."""
+    """What the FBCache Patcher leaves on a MODEL.
+
+    listener: called with the report after each model call of a run, and when the run has ended.
+    """
 
     family: ModelFamily
     config: CacheConfig
     listener: Callable[[RunReport], None] | None = None
+    log: RunLog = field(default_factory=RunLog)
 
 
 @dataclass
@@ -42,8 +53,17 @@ class SamplingRun:
     """
 
     cache: CacheRun
+    option: FBCacheOption
     sigma_range: tuple[float, float]
     schedule: list[float] | None = None
+
+    def tell(self, *, finished: bool) -> RunReport:
+        """Give the listener the report as it stands."""
+        num_steps = len(self.schedule) - 1 if self.schedule else 0
+        report = self.cache.report(num_steps=num_steps, finished=finished)
+        if self.option.listener is not None:
+            self.option.listener(report)
+        return report
 
     def step(self, options: Mapping) -> Step:
         sigma = float(options["sigmas"][0])
@@ -59,10 +79,17 @@ def apply_fbcache(
 ) -> ModelPatcher:
     """A clone of `model` that samples with the first-block cache; `model` itself is not changed.
 
-    A cache that was attached before is replaced. Raises ValueError for a model that no family serves.
+    A cache that was attached before is replaced. listener: called with the report after each model call of a run, and
+    when the run has ended (`finished`). Raises ValueError for a model that no family serves.
     """
     family = family_of(_diffusion_model(model.model))
     return _attach(model, fbcache=FBCacheOption(family, config, listener))
+
+
+def last_report(model: ModelPatcher) -> RunReport | None:
+    """The report of this MODEL's latest run with the cache; None before there was one, or without a patcher."""
+    option = model.model_options["transformer_options"].get(KEY, {}).get("fbcache")
+    return option.log.report if option is not None else None
 
 
 def _attach(model: ModelPatcher, **options: object) -> ModelPatcher:
@@ -89,6 +116,7 @@ def _outer_sample(executor, *args, **kwargs):
     start, end = fbcache.config.start_percent, fbcache.config.end_percent
     run = SamplingRun(
         CacheRun(fbcache.family, fbcache.config),
+        fbcache,
         # At 0 without the host's answer: a sampler may start above the model's highest sigma.
         (float(sampling.percent_to_sigma(start)) if start > 0 else math.inf, float(sampling.percent_to_sigma(end))),
     )
@@ -97,10 +125,8 @@ def _outer_sample(executor, *args, **kwargs):
         return executor(*args, **kwargs)
     finally:
         del options[KEY]["run"]
-        report = run.cache.report()
-        logger.info(report.summary())
-        if fbcache.listener is not None:
-            fbcache.listener(report)
+        fbcache.log.report = run.tell(finished=True)
+        logger.info(fbcache.log.report.summary())
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -114,13 +140,15 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         family = family_of(model)
     except ValueError:  # a guider's second model, of a family without a cache: it runs as it is
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-    num_blocks = [len(getattr(model, stack.blocks)) for stack in family.stacks]
+    num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     with (
         run.cache.call(family, num_blocks, _conditionings(model, x, options), run.step(options)) as call,
         swapped_forwards(model, family, call),
     ):
         options = _with_block_patches(options, family, num_blocks, call)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    run.tell(finished=False)
+    return output
 
 
 def _conditionings(model: object, x: Tensor, options: Mapping) -> dict[Hashable, str]:

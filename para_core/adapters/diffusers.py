@@ -38,7 +38,7 @@ class FBCacheHook(ModelHook):
 
     def new_forward(self, module: ModelMixin, *args, **kwargs):
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._timestep_position]
-        num_blocks = [len(getattr(module, stack.blocks)) for stack in self.family.stacks]
+        num_blocks = [len(stack.blocks_in(module)) for stack in self.family.stacks]
         with (
             self.run.call(self.family, num_blocks, {self._context: self._context}, self._step(timestep)) as call,
             swapped_forwards(module, self.family, call),

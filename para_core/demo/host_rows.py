@@ -67,4 +67,5 @@ def run_workflow(server: ComfyServer, row: Row, workflow: dict, seed: int) -> No
     row.latents.append(load_file(latent)["latent_tensor"])
     picture = torch.from_numpy(np.asarray(Image.open(run.images[0]).convert("RGB"))).float()[None] / 255
     row.pictures = picture if row.pictures is None else torch.cat((row.pictures, picture))
-    row.reports += [RunReport.from_dict(event) for event in run.events_of("para.fbcache")]
+    reports = map(RunReport.from_dict, run.events_of("para.fbcache"))
+    row.reports += [report for report in reports if report.finished]

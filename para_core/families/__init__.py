@@ -1,14 +1,22 @@
 """Which model families are known, and how to find the one that a model belongs to."""
 
+import functools
+import importlib
+import pkgutil
+
 from torch import nn
 
 from .family import BlockStack, ModelFamily, Stream
-from .flux import FLUX, FLUX_DIFFUSERS
-from .wan import WAN
 
 __all__ = ["FAMILIES", "BlockStack", "ModelFamily", "Stream", "family_of"]
 
-FAMILIES: tuple[ModelFamily, ...] = (FLUX, FLUX_DIFFUSERS, WAN)
+# Every file of this folder is a family, or a few close ones; a leading underscore marks another file's.
+FAMILIES: tuple[ModelFamily, ...] = tuple(
+    found
+    for module in pkgutil.iter_modules(__path__)
+    for name, found in vars(importlib.import_module(f"{__name__}.{module.name}")).items()
+    if isinstance(found, ModelFamily) and not name.startswith("_")
+)
 
 
 def family_of(model: nn.Module) -> ModelFamily:
@@ -16,15 +24,21 @@ def family_of(model: nn.Module) -> ModelFamily:
 
     Raises ValueError, naming the class and what is supported, for a model that no family serves.
     """
-    mro = [cls.__name__ for cls in type(model).__mro__]
-    for family in FAMILIES:
-        if not set(mro).isdisjoint(family.classes):
-            for name in mro:
-                if name in family.refuses:
-                    raise ValueError(f"{mro[0]} cannot be accelerated: {family.refuses[name]}. Remove the node.")
-            return family
-    supported = ", ".join(name for family in FAMILIES for name in family.classes)
+    return _family_of_class(type(model))
+
+
+@functools.cache
+def _family_of_class(model_class: type[nn.Module]) -> ModelFamily:
+    for cls in model_class.__mro__:
+        path = f".{cls.__module__}.{cls.__qualname__}"
+        for family in FAMILIES:
+            for name, reason in family.refuses.items():
+                if path.endswith(f".{name}"):
+                    raise ValueError(f"{model_class.__name__} cannot be accelerated: {reason}. Remove the node.")
+            if any(path.endswith(f".{name}") for name in family.classes):
+                return family
+    supported = ", ".join(family.models for family in FAMILIES)
     raise ValueError(
-        f"{mro[0]} is not a model that Para Accelerate knows; supported are: {supported}. "
+        f"{model_class.__name__} is not a model that Para Accelerate knows; supported are: {supported}. "
         "Connect one of these, or remove the node."
     )

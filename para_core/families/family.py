@@ -5,36 +5,59 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class Stream:
     """One tensor that a block takes and returns.
 
-    argument: its key in the hook's argument dict, or the parameter name of the block's `forward`.
+    argument: its key in the hook's argument dict, or of the block's `forward` the parameter's name or position.
     result: its key in the hook's result dict, or its index in the tuple that `forward` returns (None: a bare tensor).
     holds: the token streams inside it, in order along `token_dim`.
+    part: its index where argument and result are tuples of several streams.
+    batch_dim: along which the host batches conditionings.
     """
 
-    argument: str
+    argument: str | int
     result: str | int | None
     holds: tuple[str, ...]
+    part: int | None = None
     token_dim: int = 1
+    batch_dim: int = 0
 
 
 @dataclass(frozen=True)
 class BlockStack:
     """A run of alike blocks, executed in order.
 
-    blocks: attribute of the diffusion model that holds them.
+    blocks: attribute of the diffusion model that holds them (a list, a dict, a sequence).
     hook: the name under which the host lets a block be replaced (`patches_replace["dit"][(hook, index)]`);
         None where it offers none, then `block.forward` is swapped for the duration of one model call.
-    in_place: whether a block, or the host between two blocks, writes into the tensors it was given.
+    in_place: whether a block, the host or a patch between two blocks writes into the tensors it was given.
+    layered: the host calls the layers of each block one by one (UNets); they take the place of the blocks.
+    start: this many leading blocks are embedders: they always run, and no residual spans them.
+    reshapes: whether results may differ in shape from arguments.
     """
 
     blocks: str
     streams: tuple[Stream, ...]
     hook: str | None = None
     in_place: bool = False
+    layered: bool = False
+    start: int = 0
+    reshapes: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.hook is None or not (self.layered or self.start or self.reshapes), "a hook counts whole blocks"
+
+    def blocks_in(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks, in the order of execution."""
+        holder = getattr(model, self.blocks)
+        blocks = [] if holder is None else list(holder.children())
+        if self.layered:
+            blocks = [layer for block in blocks for layer in block.children()]
+        return blocks[self.start :]
 
     def stream_with(self, name: str) -> Stream:
         """The stream that holds the tokens `name`."""
@@ -45,15 +68,18 @@ class BlockStack:
 class ModelFamily:
     """Models that share one block layout.
 
-    classes: class names of the diffusion model; a subclass matches too.
+    classes: class names of the diffusion model, with as much of the module in front as makes them unambiguous;
+        a subclass matches too, unless another family names it.
     refuses: class names that match but cannot be served, with the reason.
-    cached: the token stream whose residual is kept; it leaves the last stack and feeds the output layer.
+    cached: the token streams whose residuals are kept; they leave the last stack and feed the output layers.
     residual_diff_threshold: what the patcher uses when the user leaves the choice to it; 28 to 50 steps assumed.
+    models: what people call them.
     """
 
     name: str
     classes: tuple[str, ...]
     stacks: tuple[BlockStack, ...]
-    cached: str = "img"
+    cached: tuple[str, ...] = ("img",)
     refuses: Mapping[str, str] = field(default_factory=dict)
     residual_diff_threshold: float = 0.1
+    models: str = ""

@@ -2,11 +2,12 @@
 
 from .family import BlockStack, ModelFamily, Stream
 
-# ComfyUI: comfy/ldm/wan/model.py
+# ComfyUI: comfy/ldm/wan/. In place: VACE, S2V and WanDancer add their branch behind a block, and so do model patches.
 WAN = ModelFamily(
     name="wan",
+    models="Wan 2.1 and 2.2: T2V, I2V, 5B, Fun Control, Camera, VACE, S2V, HuMo, Animate, SCAIL, WanDancer",
     classes=("WanModel",),
-    stacks=(BlockStack("blocks", (Stream("img", "img", ("img",)),), hook="double_block"),),
+    stacks=(BlockStack("blocks", (Stream("img", "img", ("img",)),), hook="double_block", in_place=True),),
     refuses={"CausalWanModel": "its blocks fill a key/value cache that a skipped block would leave stale"},
     residual_diff_threshold=0.08,
 )

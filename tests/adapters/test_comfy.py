@@ -43,7 +43,7 @@ def test_hit_on_identical_inputs_reproduces_the_output(tiny, cfg, num_tokens, ba
     with_sampler(
         fbcache(build(tiny), 0.01, reports.append), tiny, twice, cfg=cfg, num_tokens=num_tokens, batch=batch
     )
-    (report,) = reports
+    report = reports[-1]
     assert [record.reused for record in report.conditionings["positive"]] == [False, True]
     assert len(report.conditionings) == (1 if cfg == 1 else 2)
     assert relative(outputs[1], outputs[0]) <= 1e-5
@@ -209,7 +209,7 @@ def test_controlnet_residuals_count_once_on_a_hit():
     reports = []
     with_sampler(fbcache(model, 0.01, reports.append), FLUX, twice, positive=positive)
     without, _, computed, reused = outputs
-    assert reports[0].num_reused_calls == 1
+    assert reports[-1].num_reused_calls == 1
     assert relative(computed, without) > 0.05, "the residuals have no effect, so this test shows nothing"
     assert relative(reused, computed) <= 1e-5
 
@@ -251,7 +251,7 @@ def test_skip_layer_guidance_keeps_its_own_residuals(threshold):
     model = build(FLUX)
     reports = []
     output = sample(fbcache(guided(model), threshold, reports.append), FLUX, cfg=4.0)
-    assert set(reports[0].conditionings) == {"positive", "negative", "positive #2"}
+    assert set(reports[-1].conditionings) == {"positive", "negative", "positive #2"}
     if threshold == 0:
         assert torch.equal(output, sample(guided(model), FLUX, cfg=4.0))
     else:
@@ -265,7 +265,7 @@ def test_unknown_model_is_refused_by_name_before_sampling():
     model = build(FLUX)
     other = model.clone()
     other.model = type("Other", (), {"diffusion_model": torch.nn.Linear(2, 2)})()
-    with pytest.raises(ValueError, match="^Linear is not a model that Para Accelerate knows; supported are: Flux"):
+    with pytest.raises(ValueError, match="^Linear is not a model that Para Accelerate knows; supported are: .*FLUX.1 dev and"):
         apply_fbcache(other, CacheConfig())
 
 
@@ -273,7 +273,7 @@ def test_settings_act():
     def reused(**config):
         reports = []
         sample(fbcache(build(FLUX), ALWAYS, reports.append, **config), FLUX, steps=10)
-        return [record.step for record in reports[0].conditionings["positive"] if record.reused]
+        return [record.step for record in reports[-1].conditionings["positive"] if record.reused]
 
     assert reused() == list(range(1, 10))
     assert reused(warmup_steps=4) == [4, 5, 6, 7, 8, 9]
@@ -287,7 +287,7 @@ def test_settings_of_the_last_patcher_hold():
     reports = []
     model = fbcache(fbcache(build(FLUX), ALWAYS), 0.0, reports.append)
     assert torch.equal(sample(model, FLUX), sample(build(FLUX), FLUX))
-    assert len(reports) == 1
+    assert [report.finished for report in reports].count(True) == 1
 
 
 def test_cancelled_run_leaves_nothing_behind():

@@ -1,0 +1,12 @@
+"""ERNIE-Image: one stack over image and text, image first."""
+
+from .family import BlockStack, ModelFamily, Stream
+
+# ComfyUI: comfy/ldm/ernie/model.py. No hooks.
+ERNIE = ModelFamily(
+    name="ernie",
+    models="ERNIE-Image",
+    classes=("ErnieImageModel",),
+    stacks=(BlockStack("layers", (Stream("x", None, ("img", "txt")),)),),
+    residual_diff_threshold=0.1,
+)

@@ -1,0 +1,15 @@
+"""HunyuanVideo 1 and 1.5 and HunyuanImage 2.1: the blocks of FLUX over video tokens; 1.5 has no single blocks."""
+
+from dataclasses import replace
+
+from .flux import FLUX as _FLUX
+
+# ComfyUI: comfy/ldm/hunyuan_video/model.py
+HUNYUAN_VIDEO = replace(
+    _FLUX,
+    name="hunyuan_video",
+    models="HunyuanVideo, HunyuanVideo 1.5, HunyuanImage 2.1",
+    classes=("HunyuanVideo",),
+    # WaveSpeed's README: 0.1 at 20 steps.
+    residual_diff_threshold=0.1,
+)

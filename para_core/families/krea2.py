@@ -1,0 +1,12 @@
+"""Krea 2: one stack over text and image (and reference images), text first."""
+
+from .family import BlockStack, ModelFamily, Stream
+
+# ComfyUI: comfy/ldm/krea2/model.py. No hooks.
+KREA2 = ModelFamily(
+    name="krea2",
+    models="Krea 2",
+    classes=("krea2.model.SingleStreamDiT",),
+    stacks=(BlockStack("blocks", (Stream("x", None, ("txt", "img")),)),),
+    residual_diff_threshold=0.1,
+)

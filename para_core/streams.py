@@ -1,0 +1,54 @@
+"""Token streams in what a block is given and what it returns: where a family's data says they are, read and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .families import Stream
+
+Arguments = Mapping[str | int, Tensor | tuple[Tensor, ...]]
+Result = Mapping[str, Tensor | tuple[Tensor, ...]] | tuple[Tensor, ...] | Tensor
+
+
+def argument_of(arguments: Arguments, stream: Stream) -> Tensor:
+    """The stream's tensor among a block's arguments."""
+    value = arguments[stream.argument]
+    return value if stream.part is None else value[stream.part]
+
+
+def result_of(result: Result, stream: Stream) -> Tensor:
+    """The stream's tensor in what a block returned."""
+    value = result if stream.result is None else result[stream.result]
+    return value if stream.part is None else value[stream.part]
+
+
+def as_result(values: Mapping[Stream, Tensor]) -> Result:
+    """A block's return value from its streams, in the form that their `result` and `part` say."""
+    results: dict[str | int | None, Tensor | tuple[Tensor, ...]] = {}
+    for stream, value in sorted(values.items(), key=lambda item: item[0].part or 0):
+        results[stream.result] = value if stream.part is None else (*results.get(stream.result, ()), value)
+    if None in results:
+        return results[None]
+    return results if isinstance(next(iter(results)), str) else tuple(results[index] for index in sorted(results))
+
+
+def tokens_of(tensor: Tensor, stream: Stream, name: str, num_tokens: int) -> Tensor:
+    """A view of the tokens called `name`, which stand first or last in the stream's tensor."""
+    if stream.holds == (name,):
+        return tensor
+    start = 0 if stream.holds[0] == name else tensor.shape[stream.token_dim] - num_tokens
+    return tensor.narrow(stream.token_dim, start, num_tokens)
+
+
+def with_tokens(tensor: Tensor, stream: Stream, name: str, tokens: Tensor) -> Tensor:
+    """The stream's tensor with the tokens called `name` exchanged for `tokens`; `tokens` itself where it holds no others."""
+    num_tokens = tokens.shape[stream.token_dim]
+    num_others = 0 if stream.holds == (name,) else tensor.shape[stream.token_dim] - num_tokens
+    if num_others == 0:
+        return tokens
+    if stream.holds[0] == name:
+        return torch.cat((tokens, tensor.narrow(stream.token_dim, num_tokens, num_others)), stream.token_dim)
+    return torch.cat((tensor.narrow(stream.token_dim, 0, num_others), tokens), stream.token_dim)

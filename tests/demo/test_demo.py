@@ -1,0 +1,62 @@
+"""The demo's table and picture, on two prompts; the rows from ComfyUI come with the server's tests."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
+
+from para_core.demo.__main__ import main  # noqa: E402
+from para_core.demo.table import psnr  # noqa: E402
+
+ROW_KEYS = {
+    "name", "ranks", "wall_s", "speedup", "steps", "reused_steps", "block_calls", "block_calls_baseline", "rel_l2",
+    "psnr_db", "attribute_accuracy", "image",
+}  # fmt: skip
+
+
+def run(monkeypatch, tmp_path, *arguments):
+    monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path), "--no-host", "--prompts", "2", *arguments])
+    main()
+    return json.loads((tmp_path / "demo.json").read_text())
+
+
+def test_demo_writes_the_table_and_the_pictures(monkeypatch, tmp_path, capsys):
+    result = run(monkeypatch, tmp_path, "--thresholds", "0", "1000")
+    assert result["device"] == "cpu" and result["torch"] == torch.__version__ and result["comfyui"] is None
+    baseline, never, always = result["rows"]
+    assert all(set(row) == ROW_KEYS for row in result["rows"])
+    assert (never["reused_steps"], never["rel_l2"], never["psnr_db"]) == (0, 0, None)
+    assert (always["reused_steps"], always["block_calls"], always["block_calls_baseline"]) == (27, 10 + 27, 280)
+    assert always["rel_l2"] > 0.01 and always["speedup"] > 2
+    for name in ("demo.png", *(row["image"] for row in result["rows"])):
+        assert (tmp_path / name).stat().st_size > 500
+    printed = capsys.readouterr().out
+    assert all(row["name"] in printed for row in result["rows"]) and "37/280" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--thresholds", "-1"), "error: residual_diff_threshold is -1.0; allowed is 0 or more"),
+        (("--prompts", "0"), "error: --prompts is 0; allowed are whole numbers from 1"),
+    ],
+)
+def test_nonsense_gets_one_line(monkeypatch, tmp_path, arguments, message):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, tmp_path, *arguments)
+    assert str(exit_.value).startswith(message) and "\n" not in str(exit_.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_weights_get_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("para_core.demo.weights.TRANSFORMER_FILE", tmp_path / "gone.safetensors")
+    with pytest.raises(SystemExit, match="^error: no gone.safetensors in "):
+        run(monkeypatch, tmp_path)
+
+
+def test_psnr_of_equal_pictures_is_none():
+    picture = torch.rand(2, 4, 4, 3)
+    assert psnr(picture, picture) is None
+    assert psnr((picture * 0.5), (picture * 0.5 + 0.1)) == pytest.approx(20, abs=1e-3)
