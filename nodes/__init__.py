@@ -5,6 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
+from .acceleration_report import AccelerationReport
 from .demo_prompt import DemoPrompt
 from .fbcache_patcher import FBCachePatcher
 
@@ -14,7 +15,7 @@ DEMO_MODELS = Path(__file__).parent.parent / "para_core" / "demo" / "models"
 
 class ParaAccelerate(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FBCachePatcher, DemoPrompt]
+        return [FBCachePatcher, AccelerationReport, DemoPrompt]
 
 
 async def comfy_entrypoint() -> ParaAccelerate:

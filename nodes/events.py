@@ -1,4 +1,4 @@
-"""What the server tells the interface: the report of a run while it goes on, shown on the node that caused it."""
+"""What the server tells the interface: the report of a run while it goes on, for the node that caused it."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,10 @@ MIN_INTERVAL = 0.1  # seconds between two events of one running run; the last on
 
 
 def send_report(node_id: str) -> Callable[[RunReport], None]:
-    """A listener that sends the numbers as event `para.fbcache`, and at the end writes the summary on the node."""
+    """A listener that sends the numbers as event `para.fbcache` to the client whose workflow runs.
+
+    The event names the node and, where the interface queued the run, its workflow: another one may be open by then.
+    """
     last_sent = 0.0
 
     def send(report: RunReport) -> None:
@@ -22,8 +25,15 @@ def send_report(node_id: str) -> Callable[[RunReport], None]:
             return
         last_sent = now
         server = PromptServer.instance
-        server.send_sync("para.fbcache", {"node": node_id, "summary": report.summary(), **asdict(report)})
-        if report.finished:
-            server.send_progress_text(report.summary(), node_id)
+        sender = {"node": node_id, "workflow": _running_workflow(server)}
+        server.send_sync("para.fbcache", {**sender, "summary": report.summary(), **asdict(report)}, server.client_id)
 
     return send
+
+
+def _running_workflow(server: PromptServer) -> str | None:
+    """The id of the workflow that runs, None without one. Not from the node: the host may have kept it from another."""
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    for _number, _prompt_id, _prompt, extra_data, *_ in running:
+        return ((extra_data.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
+    return None

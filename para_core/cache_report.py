@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 
@@ -60,7 +60,7 @@ class RunReport:
         return self.num_calls * self.computed_seconds / (num_computed * total) if num_computed and total else 1.0
 
     def summary(self) -> str:
-        """One line for the log and the node."""
+        """One line for the log."""
         reused = ", ".join(
             f"{label} {sum(record.reused for record in records)}/{len(records)}"
             for label, records in self.conditionings.items()
@@ -70,13 +70,49 @@ class RunReport:
             f"blocks {self.num_block_calls}/{self.num_block_calls_baseline}; {self.seconds:.2f} s, "
             f"model about {self.estimated_speedup:.2f}x; {self.num_bytes / 2**20:.1f} MiB held"
         )
-        return line if self.num_reused_calls or not self.num_calls else f"{line}. {self._advice()}"
+        return f"{line}. {advice}" if (advice := self.advice()) else line
 
-    def _advice(self) -> str:
+    def text(self) -> str:
+        """The same for a person, a line for each fact; the last one says what to try where nothing was reused."""
+        saved = 1 - self.num_block_calls / self.num_block_calls_baseline if self.num_block_calls_baseline else 0.0
+        lines = [
+            f"FBCache ({self.family}), residual_diff_threshold {self.residual_diff_threshold:g}",
+            *(_reused(label, records) for label, records in self.conditionings.items()),
+            f"Blocks: {self.num_block_calls} of {self.num_block_calls_baseline} calls computed, {saved:.0%} saved",
+            f"Time: {self.seconds:.2f} s measured; model about {self.estimated_speedup:.2f}x as fast (estimate)",
+            f"Memory: {self.num_bytes / 2**20:.1f} MiB of residuals held",
+            self.advice(),
+        ]
+        return "\n".join(filter(None, lines))
+
+    def advice(self) -> str:
+        """Why nothing was reused and what to try; empty where something was, or no model call was made."""
+        if self.num_reused_calls or not self.num_calls:
+            return ""
         if self.residual_diff_threshold == 0:
             return "Nothing is reused at threshold 0."
-        diffs = [record.diff for records in self.conditionings.values() for record in records if record.diff is not None]
-        few_steps = max((len(records) for records in self.conditionings.values()), default=0) < 10
-        why = "With fewer than 10 steps neighbouring steps differ too much. " if few_steps else ""
-        smallest = f"The smallest change was {min(diffs):.3f}: " if diffs else ""
-        return f"Nothing was reused. {why}{smallest}raise residual_diff_threshold or take more steps."
+        smallest = self._smallest_change()
+        if smallest is not None and smallest < self.residual_diff_threshold:
+            return (
+                f"Nothing was reused, though the smallest change was only {smallest:.3f}: "
+                "start_percent, end_percent or warmup_steps leave no step for it."
+            )
+        num_steps = self.num_steps or max((len(records) for records in self.conditionings.values()), default=0)
+        why = "With fewer than 10 steps neighbouring steps differ too much. " if num_steps < 10 else ""
+        change = f"The smallest change was {smallest:.3f}: " if smallest is not None else ""
+        return f"Nothing was reused. {why}{change}raise residual_diff_threshold or take more steps."
+
+    def _smallest_change(self) -> float | None:
+        """Of the steps; a step's change is its largest, since conditionings in one batch are reused together."""
+        changes: dict[int, float] = {}
+        for records in self.conditionings.values():
+            for record in records:
+                if record.diff is not None:
+                    changes[record.step] = max(record.diff, changes.get(record.step, 0.0))
+        return min(changes.values(), default=None)
+
+
+def _reused(label: str, records: Sequence[StepRecord]) -> str:
+    # Samplers of second order evaluate a step more than once.
+    unit = "steps" if len({record.step for record in records}) == len(records) else "evaluations"
+    return f"{label}: {sum(record.reused for record in records)} of {len(records)} {unit} reused"

@@ -6,23 +6,37 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from .budget import Budget
 from .cache_report import RunReport, StepRecord
 from .families import BlockStack, ModelFamily, Stream
+from .predicted_cache import PredictedCache
 from .residual_cache import CacheConfig, ResidualCache
-from .streams import Arguments, Result, argument_of, as_result, result_of, tokens_of, with_tokens
+from .streams import Arguments, Result, argument_of, as_result, result_of, tokens_of, with_result, with_tokens
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the schedule a model call is. index counts sampler steps from 0; allowed: reuse may happen here."""
+    """Where in the schedule a model call is.
+
+    index: of the sampler step, from 0; num_steps of them in the run, 0: not known. allowed: reuse may happen here.
+    at: the time that the model is conditioned on, by default sigma. width: of the step, in sigma; 0: not known.
+    """
 
     index: int
     sigma: float
     allowed: bool = True
+    at: float | None = None
+    width: float = 0.0
+    num_steps: int = 0
+
+    @property
+    def time(self) -> float:
+        return self.sigma if self.at is None else self.at
 
 
 class CacheRun:
@@ -35,12 +49,17 @@ class CacheRun:
 
     # States that no step has touched for this long belong to passes that ended (another pack's short-lived patches).
     STALE_STEPS = 4
+    CACHES = {"first_block": ResidualCache, "prediction": PredictedCache}
+    # Errors of a prediction are smaller than the changes that families' thresholds speak of.
+    DEFAULT_SHARE = {"first_block": 1.0, "prediction": 0.5}
 
     def __init__(self, family: ModelFamily, config: CacheConfig) -> None:
         threshold = config.residual_diff_threshold
         self.family = family
         self.config = config
-        self.threshold = family.residual_diff_threshold if threshold is None else threshold
+        default = family.residual_diff_threshold * self.DEFAULT_SHARE[config.decision]
+        self.threshold = default if threshold is None else threshold
+        self._budgets: dict[tuple[Hashable, ...], Budget] = {}  # of conditionings that are evaluated together
         self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream
         self._last_step: dict[Hashable, int] = {}
         self._labels: dict[Hashable, str] = {}
@@ -61,7 +80,8 @@ class CacheRun:
         num_blocks: blocks of each of the family's stacks.
         """
         caches = [self._cache(key, step.index, len(family.cached)) for key in conditionings]
-        call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step)
+        budget = self._budget(tuple(conditionings), sum(num_blocks))
+        call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
         started = time.perf_counter()
         self._started = self._started or started
         yield call
@@ -87,7 +107,15 @@ class CacheRun:
             for stale in [k for k, last in self._last_step.items() if abs(step - last) > self.STALE_STEPS]:
                 del self._caches[stale], self._last_step[stale]
         self._last_step[key] = step
-        return self._caches.setdefault(key, tuple(ResidualCache() for _ in range(num_streams)))
+        make = self.CACHES[self.config.decision]
+        return self._caches.setdefault(key, tuple(make(self.config) for _ in range(num_streams)))
+
+    def _budget(self, keys: tuple[Hashable, ...], num_blocks: int) -> Budget | None:
+        if not self.config.target_speedup:
+            return None
+        if keys not in self._budgets:
+            self._budgets[keys] = Budget(self.config.target_speedup, num_blocks)
+        return self._budgets[keys]
 
     def report(self, *, num_steps: int = 0, finished: bool = True) -> RunReport:
         """What the run did so far."""
@@ -121,11 +149,12 @@ class CachedCall:
         num_blocks: Sequence[int],
         caches: Sequence[tuple[ResidualCache, ...]],
         step: Step,
+        budget: Budget | None = None,
     ) -> None:
         self.decided = False
         self.reuses = False
         self.diffs: list[float | None] = [None] * len(caches[0])
-        self._run, self._family, self._caches, self._step = run, family, caches, step
+        self._run, self._family, self._caches, self._step, self._budget = run, family, caches, step, budget
         positions = [(stack, index) for stack, count in enumerate(num_blocks) for index in range(count)]
         self._first_position, self._last_position = positions[0], positions[-1]
         # Of each cached stream: block 0's residual, and its output; on a hit the restored output of the last block.
@@ -155,7 +184,7 @@ class CachedCall:
         if shapes is not None:
             self._run.shapes[(position, shapes)] = result.shape
         if position == self._last_position and self.decided:
-            self._remember(self._family.stacks[stack], result)
+            return self._remember(self._family.stacks[stack], result)
         return result
 
     def _streams(self, stack: BlockStack) -> list[Stream]:
@@ -176,36 +205,48 @@ class CachedCall:
         self._decide(streams)
         if self.reuses:
             self._first_outs = [
-                out + _together([cache.reuse() for cache in caches], stream)
+                out + _together([cache.reuse(self._step.time, self._step.width) for cache in caches], stream)
                 for out, caches, stream in zip(after, self._caches, streams, strict=True)
             ]
-        elif self._run.threshold > 0:
+        elif self._run.threshold > 0 or self._budget is not None:
             self._first_outs = [out.clone() for out in after] if stack.in_place else after
         return result
 
     def _decide(self, streams: list[Stream]) -> None:
-        config, threshold = self._run.config, self._run.threshold
-        diffs = [
+        measured = [
             [
-                cache.diff(chunk)
+                (cache, cache.measure(chunk))
                 for cache, chunk in zip(caches, residual.chunk(len(caches), stream.batch_dim), strict=True)
             ]
             for caches, residual, stream in zip(self._caches, self._first_residuals, streams, strict=True)
             if residual.numel()  # a stream without tokens (LTX-AV without sound) has no say
         ]
-        known = [diff for of_stream in diffs for diff in of_stream if diff is not None]
+        known = [figures for of_stream in measured for _, figures in of_stream if figures is not None]
         # One device sync per call, whatever the number of conditionings.
-        values = iter(torch.stack(known).tolist() if known else ())
-        diffs = [[None if diff is None else next(values) for diff in of_stream] for of_stream in diffs]
-        self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*diffs, strict=True)]
-        self.reuses = (
+        values = iter(torch.cat(known).tolist() if known else ())
+        estimates = [
+            [
+                None if figures is None else cache.judge(list(islice(values, len(figures))), self._step.time)
+                for cache, figures in of_stream
+            ]
+            for of_stream in measured
+        ]
+        self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*estimates, strict=True)]
+        config = self._run.config
+        possible = (
             self._step.allowed
             and self._step.index >= config.warmup_steps
-            and all(diff is not None and diff < threshold for diff in self.diffs)
+            and None not in self.diffs
             and all(cache.allows_hit(config.max_consecutive_hits) for caches in self._caches for cache in caches)
         )
+        self.reuses = possible and all(diff < self._run.threshold for diff in self.diffs)
+        if self._budget is not None:
+            estimate = max(self.diffs) if possible else None
+            self.reuses = self._budget.allows_reuse(estimate, self._step.index, self._step.num_steps)
+            self._budget.note(reused=self.reuses)
 
-    def _remember(self, stack: BlockStack, result: Result) -> None:
+    def _remember(self, stack: BlockStack, result: Result) -> Result:
+        """Keep what this computed call showed, and return its result with what the caches would have added to it."""
         first_streams = self._streams(self._family.stacks[self._first_position[0]])
         outs = self._first_outs or [None] * len(first_streams)
         for name, caches, residual, out, stream in zip(
@@ -214,9 +255,19 @@ class CachedCall:
             rest = None if out is None else self._residual_since(out, name, stack, result)
             chunks = [None] * len(caches) if rest is None else rest.chunk(len(caches), stream.batch_dim)
             firsts = residual.chunk(len(caches), stream.batch_dim)
-            for cache, first, chunk in zip(caches, firsts, chunks, strict=True):
-                cache.remember(first, chunk)
+            corrections = [
+                cache.remember(first, chunk, self._step.time, self._step.width)
+                for cache, first, chunk in zip(caches, firsts, chunks, strict=True)
+            ]
+            if any(correction is not None for correction in corrections):
+                corrections = [
+                    torch.zeros_like(chunk) if correction is None else correction
+                    for correction, chunk in zip(corrections, chunks, strict=True)
+                ]
+                corrected = out + rest + _together(corrections, stream)
+                result = with_result(result, stack.stream_with(name), name, corrected)
         self._first_residuals, self._first_outs = [], []
+        return result
 
     def _residual_since(self, first_out: Tensor, name: str, stack: BlockStack, result: Result) -> Tensor | None:
         """What all blocks behind block 0 did to the stream `name`."""

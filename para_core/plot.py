@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,36 +12,60 @@ from .cache_report import RunReport, StepRecord
 INK, PALE, PAPER = (40, 44, 52), (214, 218, 226), (255, 255, 255)
 REUSED, COMPUTED, THRESHOLD = (64, 176, 120), (150, 158, 172), (214, 84, 72)
 CURVES = ((48, 104, 196), (222, 138, 32), (140, 84, 180), (20, 150, 160))
-SCALE = 2  # drawn larger and reduced: PIL's lines are not antialiased
+OVERSAMPLING = 2  # drawn larger and reduced: PIL's lines are not antialiased
+FONT_SIZE, LINE_HEIGHT, LETTER_WIDTH = 11, 16, 5.6  # of the built-in font; letters are this wide on average
+STRIP, MARGIN = 12, 12
 
 
-def draw_residual_curve(report: RunReport, size: tuple[int, int] = (720, 300), title: str | None = None) -> Image.Image:
-    """An RGB picture of `size` pixels: per conditioning the residual difference at each evaluation, on a linear axis
-    that ends above the threshold, and a strip in which reused evaluations are green.
+def draw_residual_curve(
+    report: RunReport, size: tuple[int, int] = (720, 300), title: str | None = None, *, density: int = 1
+) -> Image.Image:
+    """An RGB picture: per conditioning the residual difference at each evaluation, on a linear axis that ends above
+    the threshold, and a strip in which reused evaluations are green.
+
+    size: in units of which the letters are 11 high; density: pixels for each of them. A title may have several lines.
     """
-    return ResidualPlot(report, (size[0] * SCALE, size[1] * SCALE)).draw(title or report.summary()).resize(size)
+    plot = ResidualPlot(report, size, title or report.summary(), density * OVERSAMPLING)
+    return plot.draw().reduce(OVERSAMPLING)
+
+
+def draw_text(text: str, width: int = 720, *, density: int = 1) -> Image.Image:
+    """An RGB picture of nothing but lines of text, `width` wide in the units of draw_residual_curve."""
+    lines = _wrapped(text, width - 2 * MARGIN)
+    image = Image.new("RGB", (width * density, (len(lines) + 1) * LINE_HEIGHT * density), PAPER)
+    font = ImageFont.load_default(FONT_SIZE * density)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(image).text((MARGIN * density, (number + 0.5) * LINE_HEIGHT * density), line, INK, font)
+    return image
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, int(width / LETTER_WIDTH))]
 
 
 class ResidualPlot:
-    """The layout of one plot, in pixels of the enlarged canvas."""
+    """The layout of one plot, in pixels; `scale` of them are one unit of `size`."""
 
-    def __init__(self, report: RunReport, size: tuple[int, int]) -> None:
+    def __init__(self, report: RunReport, size: tuple[int, int], title: str, scale: int) -> None:
         self.report = report
-        self.image = Image.new("RGB", size, PAPER)
+        self.scale = scale
+        self.image = Image.new("RGB", (size[0] * scale, size[1] * scale), PAPER)
         self.canvas = ImageDraw.Draw(self.image)
-        self.font = ImageFont.load_default(11 * SCALE)
-        self.strip = 12 * SCALE
+        self.font = ImageFont.load_default(FONT_SIZE * scale)
         num_strips = max(1, len(report.conditionings))
-        self.left, self.right = 46 * SCALE, size[0] - 12 * SCALE
-        self.top, self.bottom = 26 * SCALE, size[1] - 22 * SCALE - num_strips * (self.strip + 4 * SCALE)
+        self.left, self.right = 58 * scale, (size[0] - MARGIN) * scale
+        self.title = _wrapped(title, (self.right - self.left) / scale)
+        self.top = (14 + len(self.title) * LINE_HEIGHT) * scale
+        self.bottom = (size[1] - 22 - num_strips * (STRIP + 4)) * scale
         self.num_steps = max((len(records) for records in report.conditionings.values()), default=1)
         diffs = [record.diff for records in report.conditionings.values() for record in records if record.diff]
         # A few steps at the ends change far more than the rest: they may leave the picture at its upper edge.
         typical = sorted(diffs)[int(len(diffs) * 0.8)] if diffs else 0.1
         self.ceiling = max(1.4 * report.residual_diff_threshold, 1.3 * typical)
 
-    def draw(self, title: str) -> Image.Image:
-        self.canvas.text((self.left, 6 * SCALE), title, INK, self.font)
+    def draw(self) -> Image.Image:
+        for number, line in enumerate(self.title):
+            self.canvas.text((self.left, (6 + number * LINE_HEIGHT) * self.scale), line, INK, self.font)
         self._axes()
         for number, (label, records) in enumerate(self.report.conditionings.items()):
             colour = CURVES[number % len(CURVES)]
@@ -55,28 +80,30 @@ class ResidualPlot:
         return self.bottom - min(diff / self.ceiling, 1) * (self.bottom - self.top)
 
     def _axes(self) -> None:
+        scale = self.scale
         for share in (0, 0.25, 0.5, 0.75, 1):
             y = self._y(share * self.ceiling)
-            self.canvas.line((self.left, y, self.right, y), PALE, SCALE)
+            self.canvas.line((self.left, y, self.right, y), PALE, scale)
             label = f"{share * self.ceiling:.3f}"
-            self.canvas.text((self.left - 5 * SCALE, y), label, INK, self.font, anchor="rm")
+            self.canvas.text((self.left - 5 * scale, y), label, INK, self.font, anchor="rm")
         if 0 < self.report.residual_diff_threshold:
             y = self._y(self.report.residual_diff_threshold)
-            for x in range(self.left, self.right, 10 * SCALE):
-                self.canvas.line((x, y, min(x + 6 * SCALE, self.right), y), THRESHOLD, SCALE)
+            for x in range(self.left, self.right, 10 * scale):
+                self.canvas.line((x, y, min(x + 6 * scale, self.right), y), THRESHOLD, scale)
 
     def _curve(self, records: Sequence[StepRecord], colour: tuple[int, int, int]) -> None:
         points = [(self._x(i), self._y(r.diff), r.reused) for i, r in enumerate(records) if r.diff is not None]
-        self.canvas.line([point[:2] for point in points], colour, 2 * SCALE, "curve")
-        radius = 3 * SCALE
+        self.canvas.line([point[:2] for point in points], colour, 2 * self.scale, "curve")
+        radius = 3 * self.scale
         for x, y, reused in points:
             box = (x - radius, y - radius, x + radius, y + radius)
-            self.canvas.ellipse(box, REUSED if reused else colour, PAPER, SCALE)
+            self.canvas.ellipse(box, REUSED if reused else colour, PAPER, self.scale)
 
     def _strip(self, records: Sequence[StepRecord], label: str, number: int, colour: tuple[int, int, int]) -> None:
-        y = self.bottom + 14 * SCALE + number * (self.strip + 4 * SCALE)
-        self.canvas.text((self.left - 5 * SCALE, y + self.strip / 2), label[:8], colour, self.font, anchor="rm")
+        scale, height = self.scale, STRIP * self.scale
+        y = self.bottom + (14 + number * (STRIP + 4)) * scale
+        self.canvas.text((self.left - 5 * scale, y + height / 2), label[:8], colour, self.font, anchor="rm")
         half = (self.right - self.left) / self.num_steps / 2
         for i, record in enumerate(records):
-            box = (self._x(i) - half + SCALE, y, self._x(i) + half - SCALE, y + self.strip)
+            box = (self._x(i) - half + scale, y, self._x(i) + half - scale, y + height)
             self.canvas.rectangle(box, REUSED if record.reused else COMPUTED)

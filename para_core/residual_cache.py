@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .extrapolation import newton_weights
+
+DECISIONS = ("first_block", "prediction")
+MAX_ORDER = 2
 
 
 @dataclass(frozen=True)
 class CacheConfig:
     """What the user asks of the first-block cache.
 
-    residual_diff_threshold: reuse while the first block's residual has changed by less than this, relative L1;
-        0 never reuses, None takes the model family's own value.
+    residual_diff_threshold: reuse while the estimate stays below this; 0 never reuses, None takes the model family's
+        own value.
     start_percent, end_percent: the part of the noise schedule in which reuse is allowed, 0 = pure noise, 1 = clean.
     warmup_steps: this many steps at the start of a run are always computed.
     max_consecutive_hits: after this many reused steps in a row one is computed; 0 sets no limit.
+    order: of the polynomial that continues the residual over the computed steps; 0 repeats the last one.
+    decision: "first_block" asks how much the first block's residual has changed since the last computed step;
+        "prediction" asks how wrong the continued residual is (see `PredictedCache`).
+    target_speedup: instead of a threshold, the share of block calls to save, as 1 / (1 - share); 0: not used.
     """
 
     residual_diff_threshold: float | None = None
@@ -25,6 +35,9 @@ class CacheConfig:
     end_percent: float = 1.0
     warmup_steps: int = 0
     max_consecutive_hits: int = 0
+    order: int = 0
+    decision: str = "first_block"
+    target_speedup: float = 0.0
 
     def __post_init__(self) -> None:
         threshold = self.residual_diff_threshold
@@ -42,50 +55,100 @@ class CacheConfig:
             value = getattr(self, name)
             if value < 0 or value != int(value):
                 raise ValueError(f"{name} is {value}; allowed are whole numbers from 0. Use 0 to switch it off.")
+        if self.order not in range(MAX_ORDER + 1):
+            raise ValueError(f"order is {self.order}; allowed are 0 (repeat), 1 (straight line) and 2 (parabola).")
+        if self.decision not in DECISIONS:
+            raise ValueError(f'decision is "{self.decision}"; allowed are {" and ".join(DECISIONS)}.')
+        if self.target_speedup and not (math.isfinite(self.target_speedup) and self.target_speedup >= 1):
+            raise ValueError(f"target_speedup is {self.target_speedup}; allowed is 1 or more. Use 0 for a threshold.")
+        if self.target_speedup and threshold is not None:
+            raise ValueError(
+                f"target_speedup {self.target_speedup:g} and residual_diff_threshold {threshold:g} exclude each other; "
+                "leave one of them at its default (0 and -1)."
+            )
 
 
 class ResidualCache:
-    """The last computed residuals of one conditioning: of the first block, and of all blocks behind it.
+    """What one conditioning's computed steps left behind: the published first-block cache, and its continuation.
 
-    All tensors have the shape of the cached token stream, (B, S, D) for most models, in the model's dtype.
-    They belong to this object once remembered: the caller must not write into them.
+    Everywhere: first is block 0's residual, rest the residual of all blocks behind it, both in the shape of the cached
+    tokens, (B, S, D) for most models, in the model's dtype. They belong to this object once remembered: the caller
+    must not write into them. at: the time of a step, in the variable that the model is conditioned on; width: its
+    distance to the next step.
     """
 
-    def __init__(self) -> None:
-        self.first: Tensor | None = None
-        self.rest: Tensor | None = None
+    def __init__(self, config: CacheConfig) -> None:
         self.num_consecutive_hits = 0
+        self._order = config.order
+        self._times: list[float] = []  # of the computed steps, newest first
+        self._rests: list[Tensor] = []
+        self._first: Tensor | None = None
         self._first_mean_abs: Tensor | None = None
 
-    def diff(self, first: Tensor) -> Tensor | None:
-        """Relative L1 distance of a first-block residual from the last computed step's, a float32 scalar tensor.
+    def measure(self, first: Tensor) -> Tensor | None:
+        """What `judge` needs of this step's first residual: a float32 vector on the device.
 
-        mean|first - previous| / mean|previous|, as in ParaAttention's published description of the first block cache.
+        Here one figure, mean|first - previous| / mean|previous|, previous being the last computed step's.
         None when there is nothing to compare with: nothing remembered yet, or another size, dtype or device.
         """
-        previous = self.first
-        if previous is None or first.shape != previous.shape or first.dtype != previous.dtype:
+        previous = self._first
+        if previous is None or not alike(first, previous):
             return None
-        if first.device != previous.device:
-            return None
-        return (first - previous).abs_().mean(dtype=torch.float32) / self._first_mean_abs
+        return ((first - previous).abs_().mean(dtype=torch.float32) / self._first_mean_abs).reshape(1)
+
+    def judge(self, values: Sequence[float], at: float) -> float:
+        """The estimate that is held against the threshold, from the host's copy of what `measure` gave."""
+        return values[0]
 
     def allows_hit(self, max_consecutive_hits: int) -> bool:
         """Whether there is something to reuse, and fewer than `max_consecutive_hits` (0: no limit) went before."""
-        return self.rest is not None and not 0 < max_consecutive_hits <= self.num_consecutive_hits
+        return bool(self._rests) and not 0 < max_consecutive_hits <= self.num_consecutive_hits
 
-    def remember(self, first: Tensor, rest: Tensor | None) -> None:
-        """Keep a computed step's residuals; `rest` None only keeps what later steps are compared with."""
-        self.first, self.rest = first, rest
-        self._first_mean_abs = first.abs().mean(dtype=torch.float32)
-        self.num_consecutive_hits = 0
-
-    def reuse(self) -> Tensor:
-        """The residual of the skipped blocks, for one reused step; read-only."""
-        assert self.rest is not None
+    def reuse(self, at: float, width: float) -> Tensor:
+        """The residual of the skipped blocks for one reused step, read-only: continued to `at`."""
         self.num_consecutive_hits += 1
-        return self.rest
+        return combined(newton_weights(self._times, at, self._order), self._rests)
+
+    def remember(self, first: Tensor, rest: Tensor | None, at: float, width: float) -> Tensor | None:
+        """Keep a computed step's residuals; `rest` None only keeps what later steps are compared with.
+
+        Returns what is to be added to this step's output, in the shape of rest, or None.
+        """
+        self.num_consecutive_hits = 0
+        self._first = first
+        self._first_mean_abs = first.abs().mean(dtype=torch.float32)
+        self._keep(rest, at)
+        return None
+
+    def _keep(self, rest: Tensor | None, at: float) -> None:
+        if rest is None or (self._rests and not alike(rest, self._rests[0])):
+            self._times, self._rests = [], []
+        if rest is None:
+            return
+        if at in self._times:  # samplers that evaluate a time twice: the later one counts
+            place = self._times.index(at)
+            del self._times[place], self._rests[place]
+        self._times = [at, *self._times][: self._order + 1]
+        self._rests = [rest, *self._rests][: self._order + 1]
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.first, self.rest) if tensor is not None)
+        """Held for residuals."""
+        held = [*self._rests, *([] if self._first is None else [self._first])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two residuals can be compared."""
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
+def combined(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """The weighted sum, in the tensors' dtype, added up in float32; the newest tensor itself where only it counts."""
+    if not any(weights[1:]) and weights[0] == 1:
+        return tensors[0]
+    total = tensors[0].float() * weights[0]
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        if weight:
+            total.add_(tensor, alpha=weight)
+    return total.to(tensors[0].dtype)

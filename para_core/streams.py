@@ -1,4 +1,4 @@
-"""Token streams in what a block is given and what it returns: where a family's data says they are, read and replaced."""
+"""Token streams in what a block is given and what it returns: read and replaced where a family's data says they are."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokens_of(tensor: Tensor, stream: Stream, name: str, num_tokens: int) -> Ten
 
 
 def with_tokens(tensor: Tensor, stream: Stream, name: str, tokens: Tensor) -> Tensor:
-    """The stream's tensor with the tokens called `name` exchanged for `tokens`; `tokens` itself where it holds no others."""
+    """The stream's tensor with the tokens called `name` exchanged for `tokens`; they themselves where it holds no others."""
     num_tokens = tokens.shape[stream.token_dim]
     num_others = 0 if stream.holds == (name,) else tensor.shape[stream.token_dim] - num_tokens
     if num_others == 0:
@@ -52,3 +52,16 @@ def with_tokens(tensor: Tensor, stream: Stream, name: str, tokens: Tensor) -> Te
     if stream.holds[0] == name:
         return torch.cat((tokens, tensor.narrow(stream.token_dim, num_tokens, num_others)), stream.token_dim)
     return torch.cat((tensor.narrow(stream.token_dim, 0, num_others), tokens), stream.token_dim)
+
+
+def with_result(result: Result, stream: Stream, name: str, tokens: Tensor) -> Result:
+    """What a block returned, with the stream's tokens called `name` exchanged for `tokens`; the rest is shared."""
+    value = with_tokens(result_of(result, stream), stream, name, tokens)
+    if stream.part is not None:
+        whole = result if stream.result is None else result[stream.result]
+        value = (*whole[: stream.part], value, *whole[stream.part + 1 :])
+    if stream.result is None:
+        return value
+    if isinstance(result, Mapping):
+        return {**result, stream.result: value}
+    return (*result[: stream.result], value, *result[stream.result + 1 :])

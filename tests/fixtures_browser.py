@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ from para_core.demo.host import PACK, ComfyServer
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 BROKEN = re.compile(r"Error (loading|calling) extension|already registered")
-READY = """() => window.app?.extensionManager && window.app?.graph
+# With nodes: it opens on a workflow of its own, which would replace one that is loaded before.
+READY = """() => window.app?.extensionManager && window.app.rootGraph?.nodes.length
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 300"""
 RUN = """timeout => new Promise(async (resolve, reject) => {
     const { api } = app
@@ -34,21 +36,25 @@ class Frontend:
         self.page = page
         self.server = server
         self.broken: list[str] = []
+        self._opened_with: dict | None = None
         page.on("console", lambda line: self.broken.append(line.text) if BROKEN.search(line.text) else None)
 
-    def open(self, **settings: object) -> None:
-        """(Re)load the interface, with settings such as Comfy_Locale="zh" on top of the tests' own."""
-        chosen = {name.replace("_", "."): value for name, value in settings.items()}
-        self.server.request("/settings", SETTINGS | chosen)
-        self.page.goto(self.server.url)
-        self.page.wait_for_function(READY, timeout=120_000)
+    def open(self, locale: str = "en") -> None:
+        """Show the interface in this language, anew unless it is what the page shows already."""
+        settings = SETTINGS | {"Comfy.Locale": locale}
+        if settings != self._opened_with:
+            self.server.request("/settings", settings)
+            self.page.goto(self.server.url)
+            self.page.wait_for_function(READY, timeout=120_000)
+            self._opened_with = settings
 
     def load(self, file: Path) -> None:
         """Load a workflow file the way a drop onto the canvas does."""
+        text = file.read_text(encoding="utf-8")
         self.page.evaluate(
-            "([name, text]) => app.handleFile(new File([text], name, { type: 'application/json' }))",
-            [file.name, file.read_text()],
+            "([name, text]) => app.handleFile(new File([text], name, { type: 'application/json' }))", [file.name, text]
         )
+        self.page.wait_for_function("id => app.rootGraph.id === id", arg=json.loads(text)["id"])
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
     def missing_nodes(self) -> list[str]:
@@ -89,11 +95,9 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frontend(server: ComfyServer, chromium) -> Frontend:
-    """The interface of the session's server, opened in English."""
+    """One page for all tests of a file; each says with `open` how it needs it."""
     context = chromium.new_context(viewport={"width": 1600, "height": 900})
-    opened = Frontend(context.new_page(), server)
-    opened.open()
-    yield opened
+    yield Frontend(context.new_page(), server)
     context.close()

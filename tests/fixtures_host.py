@@ -44,6 +44,8 @@ def comfy(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
     import comfy.model_management  # noqa: F401
 
+    # On models this small further threads only wait for each other.
+    torch.set_num_threads(1)
     return comfyui
 
 

@@ -17,6 +17,7 @@ SETTINGS = {
     "Comfy.Validation.Workflows": True,
     "Comfy.Workflow.Persist": False,
     "Comfy.Minimap.Visible": False,
+    "Comfy.RightSidePanel.IsOpen": False,
 }
 
 

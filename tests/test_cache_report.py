@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from para_core.cache_report import RunReport, StepRecord
-from para_core.plot import draw_residual_curve
+from para_core.plot import draw_residual_curve, draw_text
 
 
 def report(diffs=(None, 0.2, 0.05), reused=(False, False, True), threshold=0.1, **values):
@@ -36,6 +36,43 @@ def test_summary_says_what_to_try_when_nothing_was_reused():
     assert report((None, 0.2, 0.1), (False,) * 3, threshold=0.0).summary().endswith("Nothing is reused at threshold 0.")
 
 
+def test_few_steps_are_those_of_the_schedule():
+    """A run that was stopped early had enough of them."""
+    stopped = report((None, 0.2, 0.15), (False,) * 3, num_steps=28)
+    assert "fewer than 10" not in stopped.advice()
+
+
+def test_advice_does_not_ask_for_a_higher_threshold_where_the_threshold_was_not_the_reason():
+    advice = report((None, 0.02, 0.03), (False,) * 3).advice()
+    assert advice.startswith("Nothing was reused, though the smallest change was only 0.020: start_percent")
+    assert "raise" not in advice
+
+
+def test_smallest_change_is_what_a_batch_of_conditionings_would_need():
+    records = {
+        label: tuple(StepRecord(i, 1 - i / 10, d, False) for i, d in enumerate((None, *diffs)))
+        for label, diffs in {"positive": (0.05, 0.3), "negative": (0.4, 0.2)}.items()
+    }
+    assert "The smallest change was 0.300" in report((), (), conditionings=records, num_calls=3).advice()
+
+
+def test_text_has_a_line_for_each_fact():
+    assert report().text().splitlines() == [
+        "FBCache (flux), residual_diff_threshold 0.1",
+        "positive: 1 of 3 steps reused",
+        "Blocks: 21 of 30 calls computed, 30% saved",
+        "Time: 2.50 s measured; model about 1.43x as fast (estimate)",
+        "Memory: 3.0 MiB of residuals held",
+    ]
+    nothing = report((None, 0.2, 0.15), (False,) * 3)
+    assert nothing.text().splitlines()[-1] == nothing.advice()
+
+
+def test_text_counts_evaluations_where_a_step_has_several():
+    records = tuple(StepRecord(i // 2, 1 - i / 10, 0.05, i > 1) for i in range(6))
+    assert "positive: 4 of 6 evaluations reused" in report((), (), conditionings={"positive": records}).text()
+
+
 def test_report_survives_json():
     assert RunReport.from_dict(json.loads(json.dumps({"node": "3", **dataclasses.asdict(report())}))) == report()
 
@@ -44,6 +81,7 @@ def test_report_of_a_run_without_calls():
     empty = report((), (), conditionings={}, computed_seconds=0.0, reused_seconds=0.0)
     assert empty.estimated_speedup == 1.0
     assert "reused 0/0" in empty.summary()
+    assert "Blocks: 21 of 30" in empty.text() and empty.advice() == ""
     draw_residual_curve(empty)
 
 
@@ -53,6 +91,25 @@ def test_plot_marks_reused_steps_in_green():
     assert num_green(image) > 400
     without = draw_residual_curve(report((None, 0.2, 0.05), (False,) * 3), (400, 200))
     assert num_green(without) == 0
+
+
+def test_plot_makes_room_for_its_title_and_has_the_wanted_size():
+    title = "\n".join(f"line {number}" for number in range(6))
+    image = draw_residual_curve(report(), (400, 300), title, density=2)
+    assert image.size == (800, 600)
+    one_line = draw_residual_curve(report(), (400, 300), "line 0", density=2)
+    assert highest_coloured_row(image) > highest_coloured_row(one_line) + 5 * 2 * 10
+
+
+def test_long_lines_are_wrapped():
+    image = draw_text("a long line " * 20, 300)
+    assert image.width == 300 and image.height > 3 * 16
+    assert np.asarray(image)[:, -8:].min() == 255, "nothing runs off the edge"
+
+
+def highest_coloured_row(image):
+    pixels = np.asarray(image).astype(int)
+    return int((pixels.max(-1) - pixels.min(-1) > 100).any(1).argmax())
 
 
 def num_green(image):

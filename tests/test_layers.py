@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).absolute().parent.parent
 FILES = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "para_core").rglob("*.py")])
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution", "node_helpers"}
+HOST |= {"comfy_kitchen"}  # its quantized tensors
 
 # The longest prefix decides. packages: what may be imported from outside; parts: what of the pack.
 RULES = {
@@ -19,6 +20,7 @@ RULES = {
     "nodes/": ({"torch", "PIL"} | HOST, {"nodes", "para_core"}),
     "para_core": ({"torch"}, {"para_core.CORE", "para_core.families"}),
     "para_core/plot.py": ({"PIL"}, {"para_core.CORE"}),
+    "para_core/quantization.py": ({"torch", "torchao", "bitsandbytes"}, {"para_core.CORE", "para_core.families"}),
     "para_core/families": ({"torch"}, {"para_core.families"}),
     "para_core/adapters": (set(), {"para_core.CORE", "para_core.families", "para_core.adapters"}),
     "para_core/adapters/comfy": ({"torch"} | HOST, {"para_core.CORE", "para_core.families", "para_core.adapters"}),

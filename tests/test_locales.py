@@ -64,4 +64,4 @@ def test_every_node_has_a_help_page_that_names_its_inputs(pack, language):
         entry = node_defs(language)[node_id]
         assert page.startswith(f"# {entry['display_name']}\n")
         if len(entry["inputs"]) > 1:
-            assert [text["name"] for text in entry["inputs"].values() if f"| {text['name']} |" not in page] == []
+            assert [text["name"] for text in entry["inputs"].values() if f"- **{text['name']}**" not in page] == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).absolute().parent.parent
-NODES = {"ParaFBCachePatcher", "ParaDemoPrompt"}
+NODES = {"ParaFBCachePatcher", "ParaAccelerationReport", "ParaDemoPrompt"}
 OPTIONAL = ("diffusers", "torchao", "bitsandbytes", "matplotlib", "accelerate")
 
 if sys.version_info >= (3, 11):
@@ -110,6 +110,8 @@ def test_registry_ships_the_models_and_no_tests(tmp_path):
         "workflows/para_demo.json",
         "locales/zh/nodeDefs.json",
         "web/docs/ParaFBCachePatcher.md",
+        "web/fbcache.js",
+        "web/fbcache_panel.js",
         "para_core/demo/models/diffusion_models/para_demo_flux.safetensors",
         "para_core/demo/models/vae/para_demo_taesd.safetensors",
     ):

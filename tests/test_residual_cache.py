@@ -3,57 +3,149 @@
 import pytest
 import torch
 
+from para_core.predicted_cache import PredictedCache
 from para_core.residual_cache import CacheConfig, ResidualCache
 
+BOTH = pytest.mark.parametrize("kind", [ResidualCache, PredictedCache])
 
-def test_diff_is_the_relative_l1_distance_to_the_last_computed_step():
-    cache = ResidualCache()
+
+def estimate(cache, first, at=0.5):
+    figures = cache.measure(first)
+    return None if figures is None else cache.judge(figures.tolist(), at)
+
+
+def test_plain_estimate_is_the_relative_l1_distance_to_the_last_computed_step():
+    cache = ResidualCache(CacheConfig())
     first, rest = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
-    assert cache.diff(first) is None
-    cache.remember(first, rest)
+    assert estimate(cache, first) is None
+    cache.remember(first, rest, 1.0, 0.1)
     later = first + 0.25
-    expected = 0.25 / first.abs().mean()
-    torch.testing.assert_close(cache.diff(later), expected)
-    cache.reuse()
-    torch.testing.assert_close(cache.diff(later), expected, msg="a reused step must not move the comparison")
+    expected = float(0.25 / first.abs().mean())
+    assert estimate(cache, later) == pytest.approx(expected, rel=1e-6)
+    cache.reuse(0.9, 0.1)
+    assert estimate(cache, later) == pytest.approx(expected, rel=1e-6), "a reused step must not move the comparison"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_diff_of_half_types_is_accumulated_in_float32(dtype):
-    cache = ResidualCache()
+def test_plain_estimate_of_half_types_is_accumulated_in_float32(dtype):
+    cache = ResidualCache(CacheConfig())
     first = torch.full((1, 4096, 64), 3.0, dtype=dtype)
-    cache.remember(first, first)
-    assert cache.diff(first + 0.5).item() == pytest.approx(0.5 / 3, rel=1e-5)
+    cache.remember(first, first, 1.0, 0.1)
+    assert estimate(cache, first + 0.5) == pytest.approx(0.5 / 3, rel=1e-5)
 
 
+@BOTH
 @pytest.mark.parametrize(
     "other", [torch.ones(1, 6, 3), torch.ones(1, 5, 3, dtype=torch.bfloat16)], ids=["size", "dtype"]
 )
-def test_another_size_or_dtype_is_not_compared(other):
-    cache = ResidualCache()
-    cache.remember(torch.ones(1, 5, 3), torch.ones(1, 5, 3))
-    assert cache.diff(other) is None
+def test_another_size_or_dtype_is_not_compared(kind, other):
+    cache = kind(CacheConfig())
+    cache.remember(torch.ones(1, 5, 3), torch.ones(1, 5, 3), 1.0, 0.1)
+    assert cache.measure(other) is None
 
 
-def test_limit_of_consecutive_hits():
-    cache = ResidualCache()
+@BOTH
+def test_limit_of_consecutive_hits(kind):
+    cache = kind(CacheConfig())
     assert not cache.allows_hit(0), "nothing is remembered yet"
-    cache.remember(torch.ones(1), torch.ones(1))
-    for _ in range(2):
+    first = torch.ones(1, 2, 2)
+    cache.remember(first, first, 1.0, 0.1)
+    for at in (0.9, 0.8):
         assert cache.allows_hit(2) and cache.allows_hit(0)
-        cache.reuse()
+        estimate(cache, first, at)
+        cache.reuse(at, 0.1)
     assert not cache.allows_hit(2) and cache.allows_hit(0)
-    cache.remember(torch.ones(1), torch.ones(1))
+    cache.remember(first, first, 0.7, 0.1)
     assert cache.allows_hit(2)
 
 
-def test_bytes_are_those_of_both_residuals():
-    cache = ResidualCache()
+@BOTH
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_residual_that_is_a_polynomial_of_its_order_is_continued_exactly(kind, order):
+    """Uneven steps; first and rest share their law in time, as they nearly do in a model."""
+    torch.manual_seed(0)
+    factors = [torch.randn(2, 5, 3, dtype=torch.float64) for _ in range(order + 1)]
+    both = [torch.randn(2, 5, 3, dtype=torch.float64) for _ in range(order + 1)]
+
+    def law(parts, at):
+        return sum(part * at**power for power, part in enumerate(parts))
+
+    cache = kind(CacheConfig(order=order))
+    for at in (1.0, 0.88, 0.8)[: order + 1]:
+        estimate(cache, law(factors, at), at)
+        cache.remember(law(factors, at), law(both, at), at, 0.1)
+    guess = estimate(cache, law(factors, 0.74), 0.74)
+    torch.testing.assert_close(cache.reuse(0.74, 0.1), law(both, 0.74), rtol=1e-5, atol=1e-5)
+    if kind is PredictedCache:
+        assert guess < 1e-2, "a prediction that is right must be seen as right"
+
+
+@BOTH
+def test_a_time_that_is_evaluated_twice_counts_once(kind):
+    cache = kind(CacheConfig(order=1))
+    one, two = torch.randn(1, 5, 3), torch.randn(1, 5, 3)
+    for value, at in ((one, 1.0), (two, 0.9), (one, 0.9)):
+        estimate(cache, value, at)
+        cache.remember(value, value, at, 0.1)
+    estimate(cache, one, 0.8)
+    torch.testing.assert_close(cache.reuse(0.8, 0.1), one)
+
+
+def test_prediction_that_fails_is_seen_as_wrong():
+    torch.manual_seed(0)
+    cache = PredictedCache(CacheConfig(order=1))
+    for at in (1.0, 0.9):
+        value = torch.randn(1, 50, 30)
+        estimate(cache, value, at)
+        cache.remember(value, value, at, 0.1)
+    assert estimate(cache, torch.randn(1, 50, 30), 0.8) > 0.5
+
+
+def test_computed_step_makes_up_for_half_of_what_the_reused_one_lacked():
+    cache = PredictedCache(CacheConfig(order=0))
+    base = torch.ones(1, 5, 3)
+    cache.remember(base, 10 * base, 1.0, 0.1)
+    estimate(cache, 1.01 * base, 0.9)
+    torch.testing.assert_close(cache.reuse(0.9, 0.1), 10 * base)
+    estimate(cache, 1.02 * base, 0.8)
+    # The rest has gone from 10 to 11: halfway it should have been 10.5, and was 10.
+    torch.testing.assert_close(cache.remember(1.02 * base, 11 * base, 0.8, 0.1), 0.25 * base)
+    estimate(cache, 1.03 * base, 0.7)
+    assert cache.remember(1.03 * base, 11 * base, 0.7, 0.1) is None, "nothing was reused in between"
+
+
+def test_correction_is_bounded_and_survives_a_residual_of_zeros():
+    cache = PredictedCache(CacheConfig(order=0))
+    base = torch.ones(1, 5, 3)
+    cache.remember(base, base, 1.0, 0.1)
+    for at in (0.9, 0.8, 0.7):
+        estimate(cache, base, at)
+        cache.reuse(at, 0.1)
+    estimate(cache, base, 0.6)
+    correction = cache.remember(base, 100 * base, 0.6, 0.1)
+    assert correction.norm() <= 1.01 * PredictedCache.MAX_CORRECTION * (100 * base).norm()
+    estimate(cache, base, 0.5)
+    cache.reuse(0.5, 0.1)
+    estimate(cache, base, 0.4)
+    assert cache.remember(base, 0 * base, 0.4, 0.1).isfinite().all()
+
+
+@BOTH
+def test_bytes_are_those_of_both_residuals(kind):
+    cache = kind(CacheConfig())
     assert cache.num_bytes == 0
-    cache.remember(torch.ones(2, 3), torch.ones(2, 3))
+    cache.remember(torch.ones(2, 3), torch.ones(2, 3), 1.0, 0.1)
     assert cache.num_bytes == 2 * 6 * 4
-    cache.remember(torch.ones(2, 3), None)
+    cache.remember(torch.ones(2, 3), None, 0.9, 0.1)
     assert cache.num_bytes == 6 * 4
+
+
+def test_large_residuals_are_compared_by_a_sample():
+    cache = PredictedCache(CacheConfig())
+    first = torch.randn(1, 3000, 1024)
+    cache.remember(first, first.clone(), 1.0, 0.1)
+    assert cache.num_bytes <= 4 * (first.numel() + 2 * PredictedCache.SAMPLE)
+    assert estimate(cache, 1.1 * first, 0.9) == pytest.approx(0.1 / 1.1, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +153,14 @@ def test_bytes_are_those_of_both_residuals():
     [
         ({"residual_diff_threshold": -0.5}, r"^residual_diff_threshold is -0.5; allowed is 0 or more. Use 0 to never"),
         ({"residual_diff_threshold": float("nan")}, r"^residual_diff_threshold is nan; allowed"),
-        (
-            {"start_percent": 0.8, "end_percent": 0.2},
-            r"^start_percent 0.8 and end_percent 0.2 do not make a range; allo",
-        ),
+        ({"start_percent": 0.8, "end_percent": 0.2}, r"^start_percent 0.8 and end_percent 0.2 do not make a range; allo"),
         ({"end_percent": 1.2}, r"^start_percent 0.0 and end_percent 1.2 do not make a range"),
         ({"warmup_steps": -1}, r"^warmup_steps is -1; allowed are whole numbers from 0"),
         ({"max_consecutive_hits": 1.5}, r"^max_consecutive_hits is 1.5; allowed are whole numbers from 0"),
+        ({"order": 3}, r"^order is 3; allowed are 0"),
+        ({"decision": "luck"}, r'^decision is "luck"; allowed are first_block and prediction'),
+        ({"target_speedup": 0.5}, r"^target_speedup is 0.5; allowed is 1 or more. Use 0 for a threshold"),
+        ({"target_speedup": 2.0, "residual_diff_threshold": 0.1}, r"^target_speedup 2 and residual_diff_threshold 0.1 exc"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

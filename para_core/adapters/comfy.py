@@ -8,13 +8,15 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import comfy.patcher_extension
+import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..block_forward import swapped_forwards
+from ..budget import Budget
 from ..cache_report import RunReport
-from ..families import BlockStack, ModelFamily, family_of
+from ..families import ModelFamily, family_of
 from ..first_block import CachedCall, CacheRun, Step
 from ..residual_cache import CacheConfig
 
@@ -49,13 +51,16 @@ class FBCacheOption:
 class SamplingRun:
     """One sampling run: its cache, and the noise schedule on the host side so that no step waits for the device.
 
-    sigma_range: highest and lowest sigma at which reuse is allowed.
+    sigma_range: highest and lowest sigma at which reuse is allowed. time_of: what the model is conditioned on at a sigma.
+    seen: the keys of what the sampler's current evaluation has asked of the model so far; None outside of one.
     """
 
     cache: CacheRun
     option: FBCacheOption
     sigma_range: tuple[float, float]
+    time_of: Callable[[float], float]
     schedule: list[float] | None = None
+    seen: set[Hashable] | None = None
 
     def tell(self, *, finished: bool) -> RunReport:
         """Give the listener the report as it stands."""
@@ -71,7 +76,15 @@ class SamplingRun:
             self.schedule = options["sample_sigmas"].tolist() if "sample_sigmas" in options else [sigma]
         # Samplers evaluate between the schedule's sigmas too (dpm_2, ancestral): the nearest one counts.
         index = min(range(len(self.schedule)), key=lambda i: abs(self.schedule[i] - sigma))
-        return Step(index, sigma, allowed=self.sigma_range[1] <= sigma <= self.sigma_range[0])
+        following = self.schedule[min(index + 1, len(self.schedule) - 1)]
+        return Step(
+            index,
+            sigma,
+            allowed=self.sigma_range[1] <= sigma <= self.sigma_range[0],
+            at=self.time_of(sigma),
+            width=abs(self.schedule[index] - following),
+            num_steps=len(self.schedule) - 1,
+        )
 
 
 def apply_fbcache(
@@ -82,24 +95,34 @@ def apply_fbcache(
     A cache that was attached before is replaced. listener: called with the report after each model call of a run, and
     when the run has ended (`finished`). Raises ValueError for a model that no family serves.
     """
-    family = family_of(_diffusion_model(model.model))
+    diffusion_model = _diffusion_model(model.model)
+    family = family_of(diffusion_model)
+    if config.target_speedup:  # refused here, not in the middle of sampling
+        Budget(config.target_speedup, sum(len(stack.blocks_in(diffusion_model)) for stack in family.stacks))
     return _attach(model, fbcache=FBCacheOption(family, config, listener))
+
+
+def has_fbcache(model: ModelPatcher) -> bool:
+    """Whether this MODEL samples with the first-block cache."""
+    return "fbcache" in model.model_options["transformer_options"].get(KEY, {})
 
 
 def last_report(model: ModelPatcher) -> RunReport | None:
     """The report of this MODEL's latest run with the cache; None before there was one, or without a patcher."""
-    option = model.model_options["transformer_options"].get(KEY, {}).get("fbcache")
-    return option.log.report if option is not None else None
+    return model.model_options["transformer_options"][KEY]["fbcache"].log.report if has_fbcache(model) else None
 
 
 def _attach(model: ModelPatcher, **options: object) -> ModelPatcher:
     """A clone that carries `options`, whatever the order in which the nodes of this pack are wired."""
     clone = model.clone()
     clone.model_options["transformer_options"].setdefault(KEY, {}).update(options)
-    clone.remove_wrappers_with_key(WRAPPERS.OUTER_SAMPLE, KEY)
-    clone.remove_wrappers_with_key(WRAPPERS.APPLY_MODEL, KEY)
-    clone.add_wrapper_with_key(WRAPPERS.OUTER_SAMPLE, KEY, _outer_sample)
-    clone.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, KEY, _apply_model)
+    for kind, wrapper in (
+        (WRAPPERS.OUTER_SAMPLE, _outer_sample),
+        (WRAPPERS.PREDICT_NOISE, _predict_noise),
+        (WRAPPERS.APPLY_MODEL, _apply_model),
+    ):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
 
 
@@ -119,6 +142,7 @@ def _outer_sample(executor, *args, **kwargs):
         fbcache,
         # At 0 without the host's answer: a sampler may start above the model's highest sigma.
         (float(sampling.percent_to_sigma(start)) if start > 0 else math.inf, float(sampling.percent_to_sigma(end))),
+        lambda sigma: float(sampling.timestep(torch.tensor(sigma))),
     )
     options[KEY] = {**options[KEY], "run": run}
     try:
@@ -127,6 +151,18 @@ def _outer_sample(executor, *args, **kwargs):
         del options[KEY]["run"]
         fbcache.log.report = run.tell(finished=True)
         logger.info(fbcache.log.report.summary())
+
+
+def _predict_noise(executor, x, timestep, model_options, *args, **kwargs):
+    """One evaluation by the sampler: the main pass, and whatever passes guidance adds to it."""
+    run: SamplingRun | None = model_options["transformer_options"].get(KEY, {}).get("run")
+    if run is None:
+        return executor(x, timestep, model_options, *args, **kwargs)
+    run.seen = set()
+    try:
+        return executor(x, timestep, model_options, *args, **kwargs)
+    finally:
+        run.seen = None
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -142,7 +178,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     with (
-        run.cache.call(family, num_blocks, _conditionings(model, x, options), run.step(options)) as call,
+        run.cache.call(family, num_blocks, _conditionings(model, x, options, run.seen), run.step(options)) as call,
         swapped_forwards(model, family, call),
     ):
         options = _with_block_patches(options, family, num_blocks, call)
@@ -151,28 +187,41 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     return output
 
 
-def _conditionings(model: object, x: Tensor, options: Mapping) -> dict[Hashable, str]:
+def _conditionings(model: object, x: Tensor, options: Mapping, seen: set[Hashable] | None) -> dict[Hashable, str]:
     """A key for each conditioning in the batch, in row order, and the name under which it is shown.
 
     The same conditioning is evaluated for other purposes too: by another device's thread, for a window of the video,
-    or once more with another pack's block patches (skip-layer guidance). Each of these has its own residuals.
+    or once more by guidance that changes what the blocks do (skip-layer, perturbed attention, spatio-temporal). Each
+    of these has its own residuals. The role is part of the key because for an area that one side lacks, the host makes
+    a conditioning with the id of the other side's.
     """
     roles = options.get("cond_or_uncond", [0])
     uuids = options.get("uuids", roles)
     window = options.get("context_window")
     window = tuple(getattr(window, "index_list", ())) if window is not None else None
-    patches = options.get("patches_replace", {})
-    foreign = frozenset(
-        (kind, key, patch if isinstance(patch, Hashable) else id(patch))
-        for kind, found in patches.items()
-        for key, patch in found.items()
-    )
-    shared = (id(model), x.device, x.shape[1:], window, foreign)
+    shared = (id(model), x.device, x.shape[1:], window, _foreign(options))
     names = {0: "positive", 1: "negative"}
+    seen = set() if seen is None else seen
     keys: dict[Hashable, str] = {}
     for role, uuid in zip(roles, uuids, strict=True):
-        keys[(uuid, len(keys) if (uuid, 0, *shared) in keys else 0, *shared)] = names.get(role, f"conditioning {role}")
+        number = 0
+        while (key := (role, uuid, number, *shared)) in seen:
+            number += 1
+        seen.add(key)
+        keys[key] = names.get(role, f"conditioning {role}")
     return keys
+
+
+def _foreign(options: Mapping) -> Hashable:
+    """What tells this pass from another of the same conditioning: other packs' block patches and switches."""
+    patches = frozenset(
+        (kind, key, patch if isinstance(patch, Hashable) else id(patch))
+        for kind, found in options.get("patches_replace", {}).items()
+        for key, patch in found.items()
+    )
+    # Not numbers: they may change with every step.
+    switches = frozenset((key, value) for key, value in options.items() if isinstance(value, (bool, str, frozenset)))
+    return patches, switches
 
 
 def _with_block_patches(

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks import HookRegistry, ModelHook
 
 from ..block_forward import swapped_forwards
+from ..budget import Budget
 from ..cache_report import RunReport
 from ..families import family_of
 from ..first_block import CacheRun, Step
@@ -28,9 +29,10 @@ class FBCacheHook(ModelHook):
 
     _is_stateful = True  # so that the library tells it the context
 
-    def __init__(self, transformer: ModelMixin, run: CacheRun) -> None:
+    def __init__(self, transformer: ModelMixin, run: CacheRun, num_steps: int) -> None:
         super().__init__()
         self.run = run
+        self.num_steps = num_steps
         self.family = family_of(transformer)
         self._timestep_position = list(inspect.signature(transformer.forward).parameters).index("timestep")
         self._context = "positive"
@@ -50,7 +52,14 @@ class FBCacheHook(ModelHook):
         if not self._sigmas or self._sigmas[-1] != sigma:
             self._sigmas.append(sigma)
         config = self.run.config
-        return Step(len(self._sigmas) - 1, sigma, config.start_percent <= 1 - sigma <= config.end_percent)
+        return Step(
+            len(self._sigmas) - 1,
+            sigma,
+            allowed=config.start_percent <= 1 - sigma <= config.end_percent,
+            # The next timestep is the scheduler's secret; steps change slowly in width.
+            width=abs(self._sigmas[-2] - sigma) if len(self._sigmas) > 1 else 0.0,
+            num_steps=self.num_steps,
+        )
 
     def _set_context(self, module: ModelMixin, name: str | None) -> ModelMixin:
         self._context = {"cond": "positive", "uncond": "negative", None: "positive"}.get(name, name)
@@ -62,15 +71,25 @@ class FBCacheHook(ModelHook):
 
 @contextmanager
 def cache_run(
-    transformer: ModelMixin, config: CacheConfig, *, listener: Callable[[RunReport], None] | None = None
+    transformer: ModelMixin,
+    config: CacheConfig,
+    *,
+    num_steps: int = 0,
+    listener: Callable[[RunReport], None] | None = None,
 ) -> Iterator[CacheRun]:
     """One denoising run of `transformer` under the cache; the transformer is as before when the context ends.
 
-    listener: called with the report at the end. Raises ValueError for a model that no family serves.
+    num_steps: of the run, needed for a target speedup only. listener: called with the report at the end.
+    Raises ValueError for a model that no family serves, and for a target speedup that cannot be had.
     """
-    run = CacheRun(family_of(transformer), config)
+    family = family_of(transformer)
+    if config.target_speedup:
+        if num_steps < 1:
+            raise ValueError("target_speedup needs num_steps, the number of denoising steps of the run; give both.")
+        Budget(config.target_speedup, sum(len(stack.blocks_in(transformer)) for stack in family.stacks))
+    run = CacheRun(family, config)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.register_hook(FBCacheHook(transformer, run), HOOK)
+    registry.register_hook(FBCacheHook(transformer, run, num_steps), HOOK)
     try:
         yield run
     finally:
@@ -89,6 +108,9 @@ def apply_cache_on_pipe(
     end_percent: float = 1.0,
     warmup_steps: int = 0,
     max_consecutive_hits: int = 0,
+    order: int = 0,
+    decision: str = "first_block",
+    target_speedup: float = 0.0,
     listener: Callable[[RunReport], None] | None = None,
 ) -> Pipe:
     """Make every later call of this pipeline object sample with the first-block cache, and return it.
@@ -96,14 +118,28 @@ def apply_cache_on_pipe(
     The settings are those of `CacheConfig`. Applying again replaces them; other pipelines of the class are untouched.
     Raises ValueError for a pipeline without a transformer, or one whose transformer no family serves.
     """
-    config = CacheConfig(residual_diff_threshold, start_percent, end_percent, warmup_steps, max_consecutive_hits)
+    config = CacheConfig(
+        residual_diff_threshold=residual_diff_threshold,
+        start_percent=start_percent,
+        end_percent=end_percent,
+        warmup_steps=warmup_steps,
+        max_consecutive_hits=max_consecutive_hits,
+        order=order,
+        decision=decision,
+        target_speedup=target_speedup,
+    )
     if getattr(pipe, "transformer", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no transformer; the cache is for diffusion transformers.")
     family_of(pipe.transformer)
     base = getattr(type(pipe), "para_base", type(pipe))
 
+    signature = inspect.signature(base.__call__)
+
     def call(self, *args, **kwargs):
-        with cache_run(self.transformer, config, listener=listener):
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        num_steps = len(given.arguments.get("sigmas") or ()) or given.arguments.get("num_inference_steps", 0)
+        with cache_run(self.transformer, config, num_steps=num_steps, listener=listener):
             return base.__call__(self, *args, **kwargs)
 
     # A class of its own for this one object: special methods are looked up on the class, not on the instance.

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,6 @@ HOW_TO_GET_ONE = (
 )
 CPU_ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention")
 LOAD_ERRORS = re.compile(r"IMPORT FAILED|Cannot import|Error while calling")
-TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
 
 
 class HostError(Exception):
@@ -44,8 +42,9 @@ class HostError(Exception):
 class HostRun:
     """One finished workflow.
 
-    outputs: node id to what the node showed; images: the files it wrote, which live as long as the server's folders.
-    events: (type, data) of every message in order, progress texts as ("progress_text", {"node", "text"}).
+    outputs: node id to what the node showed; images: the files it saved (previews are not among them), which live as
+        long as the server's folders.
+    events: (type, data) of every message in order, without the binary ones (previews).
     seconds: from queueing to the end of the execution.
     """
 
@@ -126,6 +125,7 @@ class ComfyServer:
     def free(self) -> None:
         """Make the server forget models and cached results, so that the next run computes everything."""
         self.request("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.3)  # it frees when it next looks at its queue, and does not say that it has
 
     def request(self, path: str, body: dict | None = None) -> dict | None:
         """One HTTP exchange, JSON both ways; with a body it is a POST. Raises HostError with the server's words."""
@@ -161,7 +161,8 @@ class ComfyServer:
             except asyncio.TimeoutError:
                 raise HostError(f"the workflow did not end within {timeout:g} s") from None
         outputs = {data["node"]: data["output"] for type_, data in events if type_ == "executed" and data["output"]}
-        files = [entry for output in outputs.values() for entry in output.get("images", ())]
+        shown = [entry for output in outputs.values() for entry in output.get("images", ())]
+        files = [entry for entry in shown if entry["type"] == "output"]
         images = tuple(self.base_directory / file["type"] / file["subfolder"] / file["filename"] for file in files)
         return HostRun(outputs, images, tuple(events), time.perf_counter() - start)
 
@@ -205,9 +206,9 @@ async def _until_end(messages, prompt_id: str) -> list[tuple[str, dict]]:
     """The server's messages up to the end of one prompt. Raises HostError where the prompt ends badly."""
     events = []
     async for message in messages:
-        event = _progress_text(message.data) if isinstance(message.data, bytes) else json.loads(message.data)
-        if event is None:
+        if isinstance(message.data, bytes):  # previews
             continue
+        event = json.loads(message.data)
         type_, data = event["type"], event["data"]
         events.append((type_, data))
         if isinstance(data, dict) and data.get("prompt_id") == prompt_id:
@@ -218,14 +219,6 @@ async def _until_end(messages, prompt_id: str) -> list[tuple[str, dict]]:
             if type_ == "execution_interrupted":
                 raise HostError(f"interrupted at {data['node_type']}")
     raise HostError("the server ended while the workflow was running")
-
-
-def _progress_text(message: bytes) -> dict | None:
-    kind, length = struct.unpack_from(">II", message)
-    if kind != TEXT_EVENT:
-        return None
-    node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
-    return {"type": "progress_text", "data": {"node": node, "text": text}}
 
 
 def _refusal(body: bytes, error: urllib.error.HTTPError) -> str:

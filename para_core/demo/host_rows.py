@@ -55,8 +55,12 @@ def host_rows(out: Path) -> tuple[str | None, list[dict[str, object]]]:
 
 
 def run_workflow(server: ComfyServer, row: Row, workflow: dict, seed: int) -> None:
-    """Run the workflow with this seed, its final latent saved too, and put what came out into `row`."""
+    """Run the workflow with this seed, its final latent saved too, and put what came out into `row`.
+
+    Without the report node, whose drawing is not the model's time.
+    """
     prompt = to_api(workflow, server.object_info())
+    prompt = {key: node for key, node in prompt.items() if node["class_type"] != "ParaAccelerationReport"}
     sampler = next(key for key, node in prompt.items() if node["class_type"] == "KSampler")
     prompt[sampler]["inputs"]["seed"] = seed
     prompt["latent"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "para"}}

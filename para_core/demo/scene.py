@@ -4,7 +4,7 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,8 @@ class Scene:
 
         Raises: ValueError for anything that is not a scene.
         """
-        *phrases, last = [phrase for phrase in map(_words, re.split(r",|\band\b", prompt.lower())) if phrase] or [[]]
-        if "on" in last:  # the comma before "on grey" may be missing
-            at = last.index("on")
-            phrases, last = phrases + [last[:at]] * (at > 0), last[at:]
         try:
-            (background,) = last[1:]
-            return cls(background, tuple(SceneObject(*_split_phrase(phrase)) for phrase in phrases))
+            return cls(*_read(prompt.lower()))
         except ValueError as error:
             raise ValueError(_parse_message(prompt, error)) from None
 
@@ -155,10 +150,16 @@ def _outline(shape: str, radius: float, angle: float) -> list[tuple[float, float
         "circle": [(r * math.cos(k * math.pi / 32), r * math.sin(k * math.pi / 32)) for k in range(64)],
         "square": [(-s, -s), (s, -s), (s, s), (-s, s)],
         "triangle": [(0, -1.05 * r), (1.05 * r, 0.85 * r), (-1.05 * r, 0.85 * r)],
-        "cross": [(-t, -r), (t, -r), (t, -t), (r, -t), (r, t), (t, t), (t, r), (-t, r), (-t, t), (-r, t), (-r, -t), (-t, -t)],
-    }[shape]  # fmt: skip
+        "cross": [turn for arm in range(4) for turn in _quarter_turns([(-t, -t), (-t, -r), (t, -r)], arm)],
+    }[shape]
     cos, sin = math.cos(angle), math.sin(angle)
     return [(u * cos - v * sin, u * sin + v * cos) for u, v in points]
+
+
+def _quarter_turns(points: list[tuple[float, float]], times: int) -> list[tuple[float, float]]:
+    for _ in range(times):
+        points = [(-v, u) for u, v in points]
+    return points
 
 
 def _jitter(rng: random.Random | None, width: float) -> float:
@@ -167,6 +168,14 @@ def _jitter(rng: random.Random | None, width: float) -> float:
 
 def _tint(colour: tuple[int, int, int], rng: random.Random | None) -> tuple[int, ...]:
     return tuple(max(0, min(255, round(value + _jitter(rng, 5.0)))) for value in colour)
+
+
+def _read(prompt: str) -> tuple[str, tuple[SceneObject, ...]]:
+    match = re.fullmatch(r"(.*)\bon\b(.*)", prompt, re.DOTALL)
+    if not match:
+        raise ValueError('no "on <background>" at the end')
+    phrases = [words for words in map(_words, re.split(r",|\band\b", match[1])) if words]
+    return " ".join(_words(match[2])), tuple(SceneObject(*_split_phrase(words)) for words in phrases)
 
 
 def _words(phrase: str) -> list[str]:
@@ -181,7 +190,7 @@ def _split_phrase(words: list[str]) -> tuple[str, str, str]:
     return words[1], words[0], _ALIASES.get(place, place)
 
 
-def _require(name: str, value: str, allowed) -> None:
+def _require(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f'{name} "{value}" is not one of {", ".join(allowed)}')
 
@@ -191,9 +200,8 @@ def _article(word: str) -> str:
 
 
 def _parse_message(prompt: str, error: ValueError) -> str:
-    reason = str(error) if "unpack" not in str(error) else 'no single "on <background>" at the end'
     return (
-        f'prompt "{prompt}" is not a scene: {reason}; write 1 to {MAX_OBJECTS} phrases "colour shape place" and '
+        f'prompt "{prompt}" is not a scene: {error}; write 1 to {MAX_OBJECTS} phrases "colour shape place" and '
         f'"on background", for example "{EXAMPLE_PROMPT}"\n'
         f"colours: {', '.join(COLOURS)}\nshapes: {', '.join(SHAPES)}\nplaces: {', '.join(PLACES)}\n"
         f"backgrounds: {', '.join(BACKGROUNDS)}"

@@ -74,7 +74,6 @@ _LEAF = {"scale": "weight"}  # the norms' parameter
 _ADALN = "final_layer.adaLN_modulation.1"
 
 
-
 def build_transformer() -> FluxTransformer2DModel:
     """Return diffusers' FLUX transformer in the demo's sizes, with fresh weights."""
     return _diffusers().FluxTransformer2DModel(
@@ -206,7 +205,7 @@ def _diffusers():
 
 def _read(path: Path) -> StateDict:
     if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}; reinstall the package or retrain (see MODEL_CARD.md)")
+        raise FileNotFoundError(f"no {path.name} in {path.parent}; reinstall the package, or retrain it")
     return load_file(path)
 
 

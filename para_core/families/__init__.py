@@ -24,21 +24,26 @@ def family_of(model: nn.Module) -> ModelFamily:
 
     Raises ValueError, naming the class and what is supported, for a model that no family serves.
     """
-    return _family_of_class(type(model))
+    for family in _families_of_class(type(model)):
+        if family.describes(model):
+            return family
+    supported = ", ".join(dict.fromkeys(family.models for family in FAMILIES))
+    raise ValueError(
+        f"{type(model).__name__} is not a model that Para Accelerate knows; supported are: {supported}. "
+        "Connect one of these, or remove the node."
+    )
 
 
 @functools.cache
-def _family_of_class(model_class: type[nn.Module]) -> ModelFamily:
+def _families_of_class(model_class: type[nn.Module]) -> tuple[ModelFamily, ...]:
+    """Those that name the class, or else the nearest class above it; those with a marker first."""
     for cls in model_class.__mro__:
         path = f".{cls.__module__}.{cls.__qualname__}"
         for family in FAMILIES:
             for name, reason in family.refuses.items():
                 if path.endswith(f".{name}"):
                     raise ValueError(f"{model_class.__name__} cannot be accelerated: {reason}. Remove the node.")
-            if any(path.endswith(f".{name}") for name in family.classes):
-                return family
-    supported = ", ".join(family.models for family in FAMILIES)
-    raise ValueError(
-        f"{model_class.__name__} is not a model that Para Accelerate knows; supported are: {supported}. "
-        "Connect one of these, or remove the node."
-    )
+        found = [family for family in FAMILIES if any(path.endswith(f".{name}") for name in family.classes)]
+        if found:
+            return tuple(sorted(found, key=lambda family: not family.marker))
+    return ()

@@ -70,16 +70,27 @@ class ModelFamily:
 
     classes: class names of the diffusion model, with as much of the module in front as makes them unambiguous;
         a subclass matches too, unless another family names it.
+    marker: attribute path that the models of this layout have, where hosts laid out one class in different ways.
     refuses: class names that match but cannot be served, with the reason.
     cached: the token streams whose residuals are kept; they leave the last stack and feed the output layers.
     residual_diff_threshold: what the patcher uses when the user leaves the choice to it; 28 to 50 steps assumed.
     models: what people call them.
+    unquantized: layers inside the blocks that stay in full precision unless asked for; patterns over lower-case names.
     """
 
     name: str
     classes: tuple[str, ...]
     stacks: tuple[BlockStack, ...]
     cached: tuple[str, ...] = ("img",)
+    marker: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
     residual_diff_threshold: float = 0.1
     models: str = ""
+    unquantized: tuple[str, ...] = ("*mod*", "*norm*", "*emb*")
+
+    def describes(self, model: nn.Module) -> bool:
+        """Whether a model of one of the classes has this layout."""
+        found: object = model
+        for name in filter(None, self.marker.split(".")):
+            found = getattr(found, name, None)
+        return found is not None

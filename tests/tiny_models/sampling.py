@@ -9,6 +9,14 @@ import torch
 from .tiny_model import TinyModel, conditioning
 
 
+def fbcache(patcher, residual_diff_threshold, listener=None, **config):
+    """The patcher with the first-block cache; config as in CacheConfig."""
+    from para_core.adapters.comfy import apply_fbcache
+    from para_core.residual_cache import CacheConfig
+
+    return apply_fbcache(patcher, CacheConfig(residual_diff_threshold, **config), listener=listener)
+
+
 def latent_of(tiny: TinyModel, latent: tuple | None, batch: int, fill) -> torch.Tensor:
     """fill(shape) for each part, nested where the model's latent is."""
     shapes = tiny.parts if latent is None else (latent,)
@@ -67,7 +75,18 @@ def sample(
     return torch.cat([part.reshape(part.shape[0], 1, -1) for part in output.unbind()], -1)
 
 
-def with_sampler(patcher, tiny: TinyModel, function, *, cfg: float = 1.0, num_tokens=(7, 5), batch: int = 1, **conds):
+def with_sampler(
+    patcher,
+    tiny: TinyModel,
+    function,
+    *,
+    cfg: float = 1.0,
+    num_tokens: tuple[int, int] = (7, 5),
+    batch: int = 1,
+    positive: list | None = None,
+    negative: list | None = None,
+    noise_mask: torch.Tensor | None = None,
+) -> None:
     """Run `function(model, x, sigmas, **extra_args)` as the sampler of a 4-step run, inside ComfyUI's own guider.
 
     Within it `model(x, sigma)` is a guided model call, as samplers make it.
@@ -85,9 +104,10 @@ def with_sampler(patcher, tiny: TinyModel, function, *, cfg: float = 1.0, num_to
         cfg,
         comfy.samplers.KSAMPLER(adapter),
         torch.linspace(1, 0, 5),
-        conds.get("positive") or conditioning(tiny, 1, num_tokens[0]),
-        conds.get("negative") or conditioning(tiny, 2, num_tokens[1]),
+        positive or conditioning(tiny, 1, num_tokens[0]),
+        negative or conditioning(tiny, 2, num_tokens[1]),
         latent_of(tiny, None, batch, torch.zeros),
+        noise_mask=noise_mask,
         disable_pbar=True,
         seed=0,
     )

@@ -15,7 +15,7 @@ class TinyModel:
 
     title: what people call it. family: of para_core.families. config: class name in comfy.supported_models.
     latent: shape without the batch; of a nested latent a shape for each part.
-    extra: (generator, number of text tokens) to what else the conditioning carries.
+    extra: (this, generator, number of text tokens) to what else the conditioning carries.
     shrink: exchanges parts whose size the host fixes. buffers: saved with the weights, so they need values too.
     since: the first ComfyUI version of those tested that has the model.
     since_033: keys of unet_config that ComfyUI 0.3 does not know.
@@ -28,7 +28,7 @@ class TinyModel:
     latent: tuple[int, ...] | tuple[tuple[int, ...], ...]
     context_dim: int = 64
     pooled_dim: int = 0
-    extra: Callable[[torch.Generator, int], dict] | None = None
+    extra: Callable[[TinyModel, torch.Generator, int], dict] | None = None
     shrink: Callable[[torch.nn.Module], None] | None = None
     buffers: tuple[str, ...] = ()
     since: str = "0.3.64"
@@ -42,6 +42,13 @@ class TinyModel:
 
 def randn(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator)
+
+
+def padded(tiny: TinyModel, generator: torch.Generator, num_tokens: int) -> dict:
+    """The last two text tokens are padding."""
+    mask = torch.ones(1, num_tokens, dtype=torch.long)
+    mask[:, -2:] = 0
+    return {"attention_mask": mask}
 
 
 def host_version() -> tuple[int, ...]:
@@ -92,4 +99,4 @@ def conditioning(tiny: TinyModel, seed: int, num_tokens: int = 7, **more) -> lis
     generator = torch.Generator().manual_seed(1000 + seed)
     context = randn(generator, 1, num_tokens, tiny.context_dim)
     values = {"pooled_output": randn(generator, 1, tiny.pooled_dim)} if tiny.pooled_dim else {}
-    return [[context, values | (tiny.extra(generator, num_tokens) if tiny.extra else {}) | more]]
+    return [[context, values | (tiny.extra(tiny, generator, num_tokens) if tiny.extra else {}) | more]]

@@ -74,11 +74,10 @@ class Run:
         log.info("continuing at step %d", self.step)
 
 
-def write_sheet(images: torch.Tensor, path: Path, columns: int = 8) -> None:
-    """Write images, (B, 3, H, W) in -1..1, as one PNG contact sheet."""
-    height, width = images.shape[-2] + 4, images.shape[-1] + 4
-    arrays = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    sheet = Image.new("RGB", (columns * width, -(-len(arrays) // columns) * height), (255, 255, 255))
-    for index, array in enumerate(arrays):
+def write_sheet(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
+    """Write pictures, (B, H, W, 3) in 0..1, as one PNG contact sheet."""
+    height, width = pictures.shape[1] + 4, pictures.shape[2] + 4
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), (255, 255, 255))
+    for index, array in enumerate((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy()):
         sheet.paste(Image.fromarray(array), (index % columns * width + 2, index // columns * height + 2))
     sheet.save(path)

@@ -12,11 +12,12 @@ import torch
 from torch.nn import functional as F
 
 from ..prompt import encode, encode_scene
+from ..sampling import pack, predict
 from ..scene import MAX_OBJECTS, held_out_prompts, training_scenes
 from ..weights import build_transformer, load_autoencoder, save_transformer
 from .autoencoder import to_float
+from .evaluation import measure, sample_pictures
 from .run import Run, write_sheet
-from .sampling import NUM_STEPS, measure, pack, predict, sample_images
 
 SEED = 20241
 NULL_SHARE = 0.1  # of the batches: the unconditional model of classifier-free guidance
@@ -31,11 +32,11 @@ def main() -> None:
     """Train from the command line; starts again from the last checkpoint in `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/train/transformer"))
-    parser.add_argument("--minutes", type=float, default=65.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--eval-every", type=float, default=8.0, help="minutes")
+    parser.add_argument("--eval-every", type=float, default=10.0, help="minutes")
     args = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
@@ -48,7 +49,7 @@ def train(data: Latents, args: argparse.Namespace) -> None:
     """Fit the transformer and its moving average to the latents, exporting the average at every evaluation."""
     model = start_weights(build_transformer())
     model.x_embedder.register_forward_hook(_to_float)
-    ema = copy.deepcopy(model).eval()
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
     optimizers = build_optimizers(model, args.lr)
     run = Run(args.out, {"model": model, "ema": ema, **optimizers}, minutes=args.minutes)
     evaluated = run.spent
@@ -61,8 +62,9 @@ def train(data: Latents, args: argparse.Namespace) -> None:
             optimizer.param_groups[0]["lr"] = args.lr * run.schedule(warmup=100, decay_from=0.75)
             optimizer.step()
         decay = min(EMA_DECAY, (run.step + 1) / (run.step + 10))
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        run.log(loss, every=100)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        run.log(loss, every=50)
         if run.spent - evaluated > args.eval_every * 60:
             evaluated = run.spent
             export(ema, run)
@@ -104,11 +106,11 @@ def start_weights(model: torch.nn.Module) -> torch.nn.Module:
 def export(ema: torch.nn.Module, run: Run) -> None:
     """Write the moving average where it ships, and log how it does on held-out prompts."""
     save_transformer(ema, {"seed": SEED, "steps": run.step, "minutes": f"{run.spent / 60:.0f}"})
+    prompts = held_out_prompts(24, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
-        prompts = held_out_prompts(24, seed=1)
-        images = sample_images(ema, load_autoencoder(), prompts, num_steps=NUM_STEPS, seed=0)
-    write_sheet(images, run.out / f"sheet_{run.step:06d}.png")
-    log.info("step %d: attribute accuracy %.3f of %d prompts", run.step, measure(prompts, images), len(prompts))
+        pictures = sample_pictures(ema, load_autoencoder(), prompts, seed=0)
+    write_sheet(pictures, run.out / f"sheet_{run.step:06d}.png")
+    log.info("step %d: attribute accuracy %.3f of %d prompts", run.step, measure(prompts, pictures), len(prompts))
 
 
 def load_latents(path: Path, count: int) -> Latents:

@@ -1,0 +1,104 @@
+"""Acceleration Report: what this pack's nodes did in a MODEL's latest run, as a picture, as text and as JSON."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..para_core.adapters.comfy import has_fbcache, last_report
+from ..para_core.plot import draw_residual_curve, draw_text
+
+WIDTH, CURVE_HEIGHT, LINE_HEIGHT = 640, 230, 16
+DENSITY = 2  # pixels for each unit of these
+NO_RUN = (
+    'No run of this MODEL was recorded: connect "model" to the MODEL that the sampler got (from the FBCache Patcher or '
+    'behind it), and "after" to the sampler\'s output.'
+)
+NOTHING = (
+    'Nothing to report: this MODEL has no acceleration. Is the FBCache Patcher bypassed, or "model" connected in front '
+    "of it?"
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part of the report about one acceleration. values: for the JSON; picture: as wide as the others."""
+
+    name: str
+    text: str
+    values: dict[str, object]
+    picture: Image.Image
+
+
+def fbcache_section(model: ModelPatcher) -> Section | None:
+    """The first-block cache's; None for a MODEL without one. Raises ValueError where no run was recorded."""
+    if not has_fbcache(model):
+        return None
+    report = last_report(model)
+    if report is None:
+        raise ValueError(NO_RUN)
+    title = f"{report.text()}\nCurve: change of the first block. Dashed: threshold. Green: reused."
+    size = (WIDTH, CURVE_HEIGHT + LINE_HEIGHT * len(title.splitlines()))
+    picture = draw_residual_curve(report, size, title, density=DENSITY)
+    return Section("fbcache", report.text(), asdict(report), picture)
+
+
+# One for each acceleration of the pack; it looks at the MODEL and says nothing where it is not on it.
+SECTIONS: tuple[Callable[[ModelPatcher], Section | None], ...] = (fbcache_section,)
+
+
+class AccelerationReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ParaAccelerationReport",
+            display_name="Acceleration Report",
+            category="para",
+            description="Shows what the accelerations on a MODEL did in its latest run: steps reused, block calls "
+            "saved, time, memory, and the residual curve against the threshold.",
+            search_aliases=["fbcache report", "cache statistics", "speedup", "residual plot"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The MODEL that the sampler got: from the FBCache Patcher or a node behind it."
+                ),
+                io.AnyType.Input(
+                    "after",
+                    tooltip="The sampler's LATENT, or the IMAGE decoded from it: the report is made after the run.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("plot", display_name="plot", tooltip="The report as a picture."),
+                io.String.Output("text", display_name="text", tooltip="The report as lines of text."),
+                io.String.Output("json", display_name="json", tooltip="All numbers, step by step, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, after) -> io.NodeOutput:
+        sections = [section for make in SECTIONS if (section := make(model)) is not None]
+        text = "\n\n".join(section.text for section in sections) or NOTHING
+        pictures = [section.picture for section in sections] or [draw_text(NOTHING, WIDTH, density=DENSITY)]
+        plot = _to_tensor(_below_each_other(pictures))
+        values = json.dumps({section.name: section.values for section in sections})
+        shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(plot, text, values, ui=shown)
+
+
+def _below_each_other(pictures: list[Image.Image]) -> Image.Image:
+    together = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)))
+    top = 0
+    for picture in pictures:
+        together.paste(picture, (0, top))
+        top += picture.height
+    return together
+
+
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    """(1, H, W, 3), float32 in 0..1, as the host's IMAGE."""
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.reshape(1, picture.height, picture.width, 3).float() / 255

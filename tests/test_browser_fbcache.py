@@ -1,0 +1,296 @@
+"""What the FBCache Patcher shows in ComfyUI's own interface, live and after the run; screenshots stay in out/."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fixtures_browser import READY, Frontend
+from fixtures_server import SETTINGS
+
+ROOT = Path(__file__).absolute().parent.parent
+DEMO = ROOT / "workflows" / "para_demo.json"
+NODE = "app.rootGraph.nodes.find(node => node.type === 'ParaFBCachePatcher')"
+PANEL = f"({NODE}).widgets.find(widget => widget.name === 'para_fbcache')?.element"
+CELLS = "['computed', 'reused', 'coming'].map(name => root.querySelectorAll('rect.' + name).length)"
+# The panel is drawn before this listener is called: it was registered later.
+RECORD = f"""() => {{
+    window.states = []
+    app.api.addEventListener('para.fbcache', ({{ detail }}) => {{
+        const root = ({PANEL}).shadowRoot
+        window.states.push({{ cells: {CELLS}, finished: detail.finished }})
+    }})
+}}"""
+SET = """([type, values]) => {
+    const node = app.rootGraph.nodes.find(node => node.type === type)
+    for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value
+}"""
+SEND = """(changes) => {
+    const records = [...Array(28).keys()].map(step => ({
+        step, sigma: 1 - step / 28, reused: step % 3 === 1,
+        diff: step ? 0.05 + 0.2 * Math.abs(Math.sin(step / 3)) : null,
+    }))
+    const report = {
+        node: '3', workflow: app.rootGraph.id, conditionings: { positive: records }, residual_diff_threshold: 0.1,
+        num_calls: 28, num_reused_calls: 9, num_block_calls: 199, num_block_calls_baseline: 280, seconds: 4.2,
+        computed_seconds: 3, reused_seconds: 0.3, num_bytes: 3 * 2 ** 20, num_steps: 28, finished: true, ...changes,
+    }
+    app.api.dispatchEvent(new CustomEvent('para.fbcache', { detail: report }))
+}"""
+CONTRAST = f"""() => {{
+    const style = getComputedStyle(({PANEL}).shadowRoot.querySelector('section'))
+    const luminance = colour => {{
+        const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+            .map(value => value / 255).map(value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    }}
+    const [dark, light] = [luminance(style.color), luminance(style.backgroundColor)].sort((a, b) => a - b)
+    return (light + 0.05) / (dark + 0.05)
+}}"""
+RENDERINGS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+LANGUAGES = {
+    "en": {
+        "facts": r"(\d+) of (\d+) block calls, (\d+)% saved.*\d+\.\d\d s, model about \d+\.\d\dx.*\d+\.\d MiB held",
+        "strip": "{} of {} reused",
+        "zero": "Nothing is reused at threshold 0.",
+        "none": "Nothing was reused. With fewer than 10 steps that is expected",
+        "raise": "Raise residual_diff_threshold or take more steps.",
+    },
+    "zh": {
+        "facts": r"块调用 (\d+)/(\d+)，节省 (\d+)%.*用时 \d+\.\d\d 秒，模型速度约为 \d+\.\d\d 倍.*占用 \d+\.\d MiB",
+        "strip": "复用 {}/{}",
+        "zero": "阈值为 0 时从不复用。",
+        "none": "一步都没有复用。 少于 10 步时这是正常的",
+        "raise": "请调大残差差异阈值，或增加步数。",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def interface(server, chromium):
+    """A page of its own, since these tests need settings that the others must not meet."""
+    context = chromium.new_context(viewport={"width": 1600, "height": 900})
+    yield Frontend(context.new_page(), server)
+    context.close()
+    server.request("/settings", SETTINGS | {"Comfy.ColorPalette": "dark"})
+
+
+def open_demo(interface, *, locale="en", vue=False, palette="dark"):
+    """The demo workflow in a fresh page; returns the page."""
+    chosen = {"Comfy.Locale": locale, "Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": palette}
+    interface.server.request("/settings", SETTINGS | chosen)
+    interface.page.goto(interface.server.url)
+    interface.page.wait_for_function(READY, timeout=120_000)
+    interface.load(DEMO)
+    interface.page.wait_for_timeout(500)
+    return interface.page
+
+
+def choose(page, type_: str, **values) -> None:
+    page.evaluate(SET, [type_, values])
+
+
+def run(interface, *, steps: int, threshold: float) -> list[dict]:
+    """Run it with these settings; what the panel showed after each event."""
+    choose(interface.page, "KSampler", steps=steps)
+    choose(interface.page, "ParaFBCachePatcher", residual_diff_threshold=threshold)
+    interface.server.free()  # a cached run sends no events
+    interface.page.evaluate(RECORD)
+    interface.run()
+    interface.page.wait_for_function("() => states.at(-1)?.finished")
+    return interface.page.evaluate("() => states")
+
+
+def text(page) -> str:
+    return page.evaluate(f"() => ({PANEL}).shadowRoot.querySelector('section').innerText").replace("\n", " ")
+
+
+def panels(page):
+    return page.locator("section[role=group]")
+
+
+def save_picture(interface, name: str) -> None:
+    """The patcher and its neighbours, large enough to read."""
+    interface.page.evaluate(
+        f"""() => {{
+            const {{ ds }} = app.canvas
+            ds.scale = 1.25
+            ds.offset = [-({NODE}).pos[0] + 120, -({NODE}).pos[1] + 70]
+            app.canvas.setDirty(true, true)
+        }}"""
+    )
+    interface.page.wait_for_timeout(400)
+    interface.screenshot(name)
+
+
+@RENDERINGS
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_strip_fills_while_sampling_and_tells_what_came_out(interface, vue, locale):
+    words, name = LANGUAGES[locale], f"fbcache_{'vue' if vue else 'classic'}_{locale}"
+    page = open_demo(interface, locale=locale, vue=vue)
+    assert panels(page).count() == 0, "nothing to show yet"
+    states = run(interface, steps=80, threshold=1.0)
+    between = [state["cells"] for state in states if not state["finished"]]
+    assert all(sum(cells) == 80 for cells in between)
+    assert any(computed + reused > 0 and coming > 0 for computed, reused, coming in between)
+    numbers_coming = [coming for _, _, coming in between]
+    assert numbers_coming == sorted(numbers_coming, reverse=True)
+
+    computed, reused, coming = states[-1]["cells"]
+    assert (computed + reused, coming) == (80, 0) and reused > 0
+    assert words["strip"].format(reused, 80) in text(page)
+    calls, baseline, saved = map(int, re.search(words["facts"], text(page)).groups())
+    assert saved == round(100 * (1 - calls / baseline)) > 0
+    panels(page).wait_for(state="visible")
+    save_picture(interface, f"{name}.png")
+
+    run(interface, steps=12, threshold=0.0)
+    assert words["zero"] in text(page)
+    run(interface, steps=6, threshold=0.0001)
+    assert words["none"] in text(page) and words["raise"] in text(page)
+    save_picture(interface, f"{name}_nothing_reused.png")
+    assert interface.broken == []
+
+
+@RENDERINGS
+def test_saved_workflow_and_prompt_are_those_without_the_panel(interface, vue):
+    page = open_demo(interface, vue=vue)
+    saved = "() => app.rootGraph.serialize()"
+    workflow, prompt = page.evaluate(saved), interface.prompt()
+    page.evaluate(SEND, {})
+    panels(page).wait_for(state="visible")
+    page.wait_for_timeout(500)
+    assert page.evaluate(saved) == workflow
+    assert interface.prompt() == prompt
+
+
+@RENDERINGS
+def test_panel_fits_into_its_node(interface, vue):
+    """Also with a second conditioning and with advice that needs several lines."""
+    page = open_demo(interface, vue=vue)
+    records = [{"step": step, "sigma": 0.5, "diff": 0.3, "reused": False} for step in range(8)]
+    several = {label: records for label in ("positive", "negative", "positive #2")}
+    page.evaluate(SEND, {"conditionings": several, "num_reused_calls": 0, "num_steps": 8})
+    page.wait_for_timeout(800)
+    inside, node = page.evaluate(
+        f"""() => {{
+            const section = ({PANEL}).shadowRoot.querySelector('section')
+            const {{ pos, size }} = {NODE}
+            const [x, y] = app.canvas.ds.convertOffsetToCanvas([pos[0] + size[0], pos[1] + size[1]])
+            const {{ left, top }} = app.canvas.canvas.getBoundingClientRect()
+            const {{ right, bottom }} = section.getBoundingClientRect()
+            return [[right, bottom, section.scrollWidth - section.clientWidth], [left + x, top + y, 0]]
+        }}"""
+    )
+    assert all(value <= limit + 1 for value, limit in zip(inside, node, strict=True))
+
+
+@RENDERINGS
+def test_panel_survives_undo_and_redo(interface, vue):
+    """The interface builds all nodes anew for that; the panel must not count as a change of the workflow."""
+    page = open_demo(interface, vue=vue)
+    page.evaluate(SEND, {})
+    page.mouse.click(1000, 860)
+    for value in (0.2, 0.3):
+        choose(page, "ParaFBCachePatcher", residual_diff_threshold=value)
+        page.mouse.click(1000, 860)
+        page.wait_for_timeout(300)
+    seen = []
+    for key in ("Control+z", "Control+z", "Control+y", "Control+y"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(1000)
+        panels(page).wait_for(state="visible")
+        seen.append(page.evaluate(f"() => ({NODE}).widgets[0].value"))
+    assert seen == [0.2, -1, 0.2, 0.3]
+
+
+@RENDERINGS
+def test_deleted_node_takes_its_panel_along(interface, vue):
+    page = open_demo(interface, vue=vue)
+    failures = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.evaluate(SEND, {})
+    panels(page).wait_for(state="visible")
+    page.evaluate(f"() => app.rootGraph.remove({NODE})")
+    panels(page).wait_for(state="detached")
+    page.evaluate(SEND, {})
+    page.wait_for_timeout(500)
+    assert panels(page).count() == 0
+    assert failures == [] and interface.broken == []
+
+
+@RENDERINGS
+def test_patcher_inside_a_subgraph_shows_its_run(interface, vue):
+    page = open_demo(interface, vue=vue)
+    page.evaluate(f"() => {{ window.inner = app.rootGraph.convertToSubgraph(new Set([{NODE}])) }}")
+    interface.server.free()
+    interface.run()
+    page.evaluate("() => app.canvas.openSubgraph(inner.subgraph, inner.node)")
+    panels(page).wait_for(state="visible", timeout=20_000)
+    assert "of 28 reused" in panels(page).inner_text()
+    page.wait_for_timeout(500)
+    interface.screenshot(f"fbcache_subgraph_{'vue' if vue else 'classic'}.png")
+    assert interface.broken == []
+
+
+def test_events_of_another_workflow_or_node_are_not_shown(interface):
+    page = open_demo(interface)
+    for changes in ({"workflow": "another"}, {"workflow": None}, {"node": "7"}, {"node": "99"}, {"node": "3:1"}):
+        page.evaluate(SEND, changes)
+    page.evaluate(SEND, {"conditionings": {}})
+    assert not page.evaluate(f"() => ({PANEL})")
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_words_are_readable_in_both_palettes(interface, palette):
+    page = open_demo(interface, palette=palette)
+    page.evaluate(SEND, {"finished": False, "num_steps": 40})
+    panels(page).wait_for(state="visible")
+    assert page.evaluate(CONTRAST) >= 4.5, "WCAG AA"
+    save_picture(interface, f"fbcache_{palette}.png")
+
+
+def test_every_drawing_and_cell_has_a_title(interface):
+    page = open_demo(interface)
+    page.evaluate(SEND, {"num_steps": 30})
+    svgs, cells = page.evaluate(
+        f"""() => ['svg', 'rect'].map(name => [...({PANEL}).shadowRoot.querySelectorAll(name)]
+            .map(element => element.querySelector(':scope > title')?.textContent))"""
+    )
+    assert svgs == [
+        "positive: 9 of 28 reused",
+        "Change of the first block at each step; the dashed line is the threshold",
+    ]
+    assert cells[:2] == ["step 1: computed, change -", "step 2: reused, change 0.115"]
+    assert cells[-2:] == ["to come", "to come"]
+
+
+def test_steps_that_are_evaluated_twice_share_their_place(interface):
+    page = open_demo(interface)
+    records = [{"step": i // 2, "sigma": 1 - i / 20, "diff": 0.1, "reused": i % 2 == 1} for i in range(20)]
+    page.evaluate(SEND, {"conditionings": {"positive": records}, "num_steps": 10})
+    places = page.evaluate(
+        f"""() => [...({PANEL}).shadowRoot.querySelectorAll('rect')].map(cell => ['x', 'width'].map(
+            name => Number(cell.getAttribute(name))))"""
+    )
+    assert len(places) == 20
+    assert all(i / 2 < x and x + width < i / 2 + 0.5 for i, (x, width) in enumerate(places))
+
+
+def test_advice_names_the_limits_where_the_threshold_was_not_the_reason(interface):
+    page = open_demo(interface)
+    records = [{"step": step, "sigma": 0.5, "diff": 0.02, "reused": False} for step in range(20)]
+    page.evaluate(SEND, {"conditionings": {"positive": records}, "num_reused_calls": 0, "num_steps": 20})
+    assert "start_percent, end_percent or warmup_steps leave no step for it." in text(page)
+    assert "Raise" not in text(page)
+
+
+def test_wheel_over_the_panel_zooms_the_canvas(interface):
+    page = open_demo(interface)
+    page.evaluate(SEND, {})
+    panels(page).wait_for(state="visible")
+    before = page.evaluate("() => app.canvas.ds.scale")
+    panels(page).hover()
+    page.mouse.wheel(0, -200)
+    page.wait_for_function("before => app.canvas.ds.scale > before", arg=before)
