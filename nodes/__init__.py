@@ -8,6 +8,8 @@ from comfy_api.latest import ComfyExtension, io
 from .acceleration_report import AccelerationReport
 from .demo_prompt import DemoPrompt
 from .fbcache_patcher import FBCachePatcher
+from .fp8_quantize import FP8Quantize
+from .fp8_quantize_clip import FP8QuantizeCLIP
 
 WEB_DIRECTORY = "./web"
 DEMO_MODELS = Path(__file__).parent.parent / "para_core" / "demo" / "models"
@@ -15,7 +17,7 @@ DEMO_MODELS = Path(__file__).parent.parent / "para_core" / "demo" / "models"
 
 class ParaAccelerate(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FBCachePatcher, AccelerationReport, DemoPrompt]
+        return [FBCachePatcher, FP8Quantize, FP8QuantizeCLIP, AccelerationReport, DemoPrompt]
 
 
 async def comfy_entrypoint() -> ParaAccelerate:

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy import apply_fbcache
-from ..para_core.residual_cache import CacheConfig
+from ..para_core.residual_cache import DECISIONS, MAX_ORDER, CacheConfig
 from .events import send_report
 
 
@@ -60,15 +60,38 @@ class FBCachePatcher(io.ComfyNode):
                     tooltip="After this many reused steps in a row one is computed. Lower: closer to the original, "
                     "slower. 0: no limit.",
                 ),
+                io.Combo.Input(
+                    "decision",
+                    options=list(DECISIONS),
+                    default="prediction",
+                    tooltip="What is held against the threshold. prediction: how wrong the reused result would be; "
+                    "closer to the original at the same speed. first_block: how much the first block's result has "
+                    "changed, the published first-block cache.",
+                ),
+                io.Int.Input(
+                    "order",
+                    default=1,
+                    min=0,
+                    max=MAX_ORDER,
+                    tooltip="How the skipped result is continued over the computed steps: 1 along a line, 2 along a "
+                    "parabola; usually closer to the original. 0: the last one is repeated.",
+                ),
+                io.Float.Input(
+                    "target_speedup",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Instead of a threshold (leave that at -1): how many times fewer blocks to run, for example "
+                    "2. Higher: faster, further from the original. 0: use the threshold.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The same model, sampling with the cache.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(
-        cls, model, residual_diff_threshold, start_percent, end_percent, warmup_steps, max_consecutive_hits
-    ) -> io.NodeOutput:
+    def execute(cls, model, residual_diff_threshold, **settings) -> io.NodeOutput:
         threshold = None if residual_diff_threshold == -1 else residual_diff_threshold
-        config = CacheConfig(threshold, start_percent, end_percent, warmup_steps, max_consecutive_hits)
+        config = CacheConfig(threshold, **settings)
         return io.NodeOutput(apply_fbcache(model, config, listener=send_report(cls.hidden.unique_id)))

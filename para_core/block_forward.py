@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from .families import ModelFamily
+from .families import BlockStack, ModelFamily
 from .first_block import CachedCall
 
 
 @contextmanager
 def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) -> Iterator[None]:
-    """Within the context, `call` stands in for the forward of every block of the family's hook-less stacks.
+    """Within the context, `call` stands in for every block of the family's hook-less stacks, and of its branches.
 
     Only instance attributes are set, and each block is put back as it was found: parameter names, state dict keys and
     other modules of the class stay as they are, and a forward that an offloading library put there is called inside.
@@ -23,11 +23,13 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
     found: list[tuple[nn.Module, Callable | None]] = []
     try:
         for number, stack in enumerate(family.stacks):
-            names = tuple(stream.argument for stream in stack.streams)
             for index, block in enumerate(stack.blocks_in(model) if stack.hook is None else ()):
                 found.append((block, block.__dict__.get("forward")))
-                make = _reshaping_forward if stack.reshapes else _forward
-                block.forward = make(call, (number, index), _positions(type(block), names), block.forward)
+                block.forward = _forward(call, (number, index), stack, block)
+        for stack in family.branches:
+            for block in stack.blocks_in(model):
+                found.append((block, block.__dict__.get("forward")))
+                block.forward = _branch_forward(call, stack, block)
         yield
     finally:
         for block, forward in found:
@@ -38,37 +40,40 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
 
 
 @functools.cache
-def _positions(block_class: type[nn.Module], names: tuple[str | int, ...]) -> dict[str | int, int]:
+def _positions(block_class: type[nn.Module], names: tuple[str | int, ...]) -> tuple[tuple[str | int, int], ...]:
+    """Each argument and its position in a call without keywords."""
     # Of the class: an offloading library's wrapper on the instance only says *args, **kwargs.
     parameters = list(inspect.signature(block_class.forward).parameters)[1:]
-    return {name: name if isinstance(name, int) else parameters.index(name) for name in names}
+    return tuple((name, name if isinstance(name, int) else parameters.index(name)) for name in names)
 
 
-def _forward(
-    call: CachedCall, position: tuple[int, int], positions: dict[str | int, int], original: Callable
-) -> Callable:
+def _forward(call: CachedCall, position: tuple[int, int], stack: BlockStack, block: nn.Module) -> Callable:
+    places, original, reshapes = _places(stack, block), block.forward, stack.reshapes
+
     def forward(*args: Tensor, **kwargs: Tensor):
-        arguments = {name: kwargs[name] if name in kwargs else args[at] for name, at in positions.items()}
-        return call.block(*position, arguments, lambda: original(*args, **kwargs))
-
-    return forward
-
-
-def _reshaping_forward(
-    call: CachedCall, position: tuple[int, int], positions: dict[str | int, int], original: Callable
-) -> Callable:
-    def forward(*args: Tensor, **kwargs: Tensor):
-        arguments = {name: kwargs[name] if name in kwargs else args[at] for name, at in positions.items()}
-        shapes = (*_shapes(args), *kwargs, *_shapes(kwargs.values()))
+        arguments = {name: kwargs[name] if name in kwargs else args[at] for name, at in places}
+        shapes = (*_shapes(args), *kwargs, *_shapes(kwargs.values())) if reshapes else None
         return call.block(*position, arguments, lambda: original(*args, **kwargs), shapes=shapes)
 
     return forward
 
 
+def _branch_forward(call: CachedCall, stack: BlockStack, block: nn.Module) -> Callable:
+    places, original = _places(stack, block), block.forward
+
+    def forward(*args: Tensor, **kwargs: Tensor):
+        values = [kwargs[name] if name in kwargs else args[at] for name, at in places]
+        return call.branch(dict(zip(stack.streams, values, strict=True)), lambda: original(*args, **kwargs))
+
+    return forward
+
+
+def _places(stack: BlockStack, block: nn.Module) -> tuple[tuple[str | int, int], ...]:
+    return _positions(type(block), tuple(stream.argument for stream in stack.streams))
+
+
 def _shapes(values: Iterable[object]) -> tuple[Hashable, ...]:
     """What decides the shape of a block's result: tensors' shapes, and sizes that are given as such."""
-    return tuple(
-        value.shape if isinstance(value, Tensor) else value
-        for value in values
-        if isinstance(value, Hashable)  # not the host's options
-    )
+    # Not the host's options, which are dicts.
+    hashable = (value for value in values if isinstance(value, Hashable))
+    return tuple(value.shape if isinstance(value, Tensor) else value for value in hashable)

@@ -70,6 +70,7 @@ class CacheRun:
         self._num_block_calls_baseline = 0
         self._started: float | None = None  # the first model call; loading the model is not the cache's time
         self.shapes: dict[Hashable, torch.Size] = {}  # what blocks that reshape returned, by what they were given
+        self.branch_reaches_end = False  # whether a branch was added behind the last block, where nothing remembers it
 
     @contextmanager
     def call(
@@ -153,6 +154,7 @@ class CachedCall:
     ) -> None:
         self.decided = False
         self.reuses = False
+        self._ended = False
         self.diffs: list[float | None] = [None] * len(caches[0])
         self._run, self._family, self._caches, self._step, self._budget = run, family, caches, step, budget
         positions = [(stack, index) for stack, count in enumerate(num_blocks) for index in range(count)]
@@ -176,6 +178,7 @@ class CachedCall:
         shapes: only of a stack that reshapes: of everything that the block is called with; they decide the result's.
         """
         position = (stack, index)
+        self._ended = position == self._last_position
         if position == self._first_position:
             return self._first(arguments, compute)
         if self.reuses:
@@ -186,6 +189,13 @@ class CachedCall:
         if position == self._last_position and self.decided:
             return self._remember(self._family.stacks[stack], result)
         return result
+
+    def branch(self, values: Mapping[Stream, Tensor], compute: Callable[[], Result]) -> Result:
+        """What a block of a side branch returns; on a reused step its own `values`, if only skipped blocks see them."""
+        self._run.branch_reaches_end |= self._ended
+        if self.reuses and not self._run.branch_reaches_end:
+            return as_result(values)
+        return compute()
 
     def _streams(self, stack: BlockStack) -> list[Stream]:
         return [stack.stream_with(name) for name in self._family.cached]

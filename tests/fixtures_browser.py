@@ -14,7 +14,7 @@ from para_core.demo.host import PACK, ComfyServer
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-BROKEN = re.compile(r"Error (loading|calling) extension|already registered")
+BROKEN = re.compile(r"Error (loading|calling) extension|already registered|preloadError")
 # With nodes: it opens on a workflow of its own, which would replace one that is loaded before.
 READY = """() => window.app?.extensionManager && window.app.rootGraph?.nodes.length
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 300"""
@@ -30,13 +30,14 @@ MISSING = """() => app.rootGraph.nodes
 
 
 class Frontend:
-    """One open page of the interface; `broken` collects what its console says about extensions that fail."""
+    """One open page of the interface; `broken` collects uncaught errors, and what the console says of extensions."""
 
     def __init__(self, page, server: ComfyServer) -> None:
         self.page = page
         self.server = server
         self.broken: list[str] = []
         self._opened_with: dict | None = None
+        page.on("pageerror", lambda error: self.broken.append(str(error)))
         page.on("console", lambda line: self.broken.append(line.text) if BROKEN.search(line.text) else None)
 
     def open(self, locale: str = "en") -> None:

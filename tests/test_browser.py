@@ -55,11 +55,10 @@ def test_chinese_interface_speaks_chinese(frontend):
     frontend.open("zh")
     frontend.load(DEMO)
     frontend.screenshot("demo_workflow_zh.png")
-    title, labels = frontend.page.evaluate(
-        f"() => {{ const n = ({PATCHER})(); return [n.title, n.widgets.map(w => w.label)] }}"
-    )
-    assert title == "首块缓存 (FBCache)"
-    assert labels == ["残差差异阈值", "开始百分比", "结束百分比", "预热步数", "最大连续复用步数"]
+    words = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))["ParaFBCachePatcher"]
+    labels = frontend.page.evaluate(f"() => Object.fromEntries(({PATCHER})().widgets.map(w => [w.name, w.label]))")
+    assert frontend.page.evaluate(f"() => ({PATCHER})().title") == words["display_name"]
+    assert labels == {name: entry["name"] for name, entry in words["inputs"].items() if name != "model"}
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ function addPanel(node) {
   panels.set(node, panel)
   keepSavedHeight(node)
   panel.element.addEventListener("wheel", zoomCanvas)
+  // The canvas asks for the height when it draws, and the panel has one only after that.
+  new ResizeObserver(() => node.setDirtyCanvas(true, true)).observe(panel.element)
   let height = 200 // until it is on the page
   const widget = node.addDOMWidget(WIDGET, WIDGET, panel.element, {
     serialize: false, // not part of the prompt

@@ -14,6 +14,7 @@
 const CHART_HEIGHT = 60 // at least
 const FEW_STEPS = 10
 const MANY_STRIPS = 4
+const MANY_POINTS = 40
 const CURVES = ["#4f8ff0", "#e08a1e", "#a873dc", "#17a5a5"]
 const SVG_NAMES = ["svg", "title", "rect", "path", "line"]
 
@@ -32,7 +33,7 @@ const WORDS = {
     computed: "computed",
     reused: "reused",
     coming: "to come",
-    blocks: "{computed} of {all} block calls, {saved} saved",
+    blocks: "{computed} of {all} block calls computed, {saved} saved",
     time: "{seconds} s, model about {speedup}x as fast (estimate)",
     memory: "{size} MiB held",
     zero: "Nothing is reused at threshold 0. Set -1 for the model's own value, or a value above 0.",
@@ -43,6 +44,7 @@ const WORDS = {
     few: "With fewer than 10 steps that is expected: neighbouring steps differ too much.",
     smallest: "The smallest change was {smallest}.",
     raise: "Raise residual_diff_threshold or take more steps.",
+    between: " ", // sentences
   },
   zh: {
     positive: "正向",
@@ -66,6 +68,7 @@ const WORDS = {
     few: "少于 10 步时这是正常的：相邻两步差别太大。",
     smallest: "最小变化为 {smallest}。",
     raise: "请调大残差差异阈值，或增加步数。",
+    between: "",
   },
 }
 
@@ -90,7 +93,7 @@ STYLE.replaceSync(`
   path, line { fill: none; vector-effect: non-scaling-stroke; stroke-width: 1.5; stroke-linejoin: round; }
   .chart { position: relative; flex: 1 0 ${CHART_HEIGHT}px; margin-top: 2px; }
   .chart svg { position: absolute; inset: 0; height: 100%; }
-  .points { stroke: var(--green); stroke-width: 5; stroke-linecap: round; }
+  .points { stroke: var(--green); stroke-linecap: round; }
   .axis { stroke: var(--strong); stroke-width: 1; }
   .threshold { stroke: var(--red); stroke-dasharray: 6 4; }
   .advice { padding-left: 7px; border-left: 3px solid #e08a1e; }
@@ -203,9 +206,10 @@ function chart(report, words) {
   const across = (/** @type {string} */ name, /** @type {number} */ at) =>
     make("line", { class: name, x1: 0, x2: numSteps(report), y1: at, y2: at })
   const curves = Object.values(report.conditionings).flatMap((records, index) => curve(records, y, colour(index)))
+  const shown = { ceiling: ceiling.toFixed(3), threshold: Number(threshold.toPrecision(3)) }
   const axis = make("div", { class: "row" },
-    make("span", {}, fill(words.change, { ceiling: ceiling.toFixed(3) })),
-    make("span", {}, make("i", { class: "key dashed" }), fill(words.threshold, { threshold: threshold.toFixed(3) })))
+    make("span", {}, fill(words.change, shown)),
+    make("span", {}, make("i", { class: "key dashed" }), fill(words.threshold, shown)))
   const lines = drawing(report, words.curve, across("axis", 1), across("threshold", y(threshold)), ...curves)
   return [axis, make("div", { class: "chart" }, lines)]
 }
@@ -215,8 +219,9 @@ function curve(records, y, stroke) {
   const points = cellsOf(records).flatMap(({ x, width, record }) =>
     record.diff === null ? [] : { at: `${x + width / 2} ${y(record.diff)}`, reused: record.reused })
   const dots = points.filter((point) => point.reused).map((point) => `M${point.at}h0`)
+  const style = `stroke-width: ${points.length > MANY_POINTS ? 3 : 5}`
   const line = points.map((point, index) => `${index ? "L" : "M"}${point.at}`)
-  return [make("path", { d: line.join(""), stroke }), make("path", { class: "points", d: dots.join("") })]
+  return [make("path", { d: line.join(""), stroke }), make("path", { class: "points", d: dots.join(""), style })]
 }
 
 /** @param {Report} report @param {Words} words */
@@ -245,7 +250,7 @@ function advice(report, words) {
   if (smallest < report.residual_diff_threshold) return [fill(words.limits, values)]
   const why = numSteps(report) < FEW_STEPS ? [words.few] : []
   const change = Number.isFinite(smallest) ? [fill(words.smallest, values)] : []
-  return [[words.none, ...why, ...change, words.raise].join(" ")]
+  return [[words.none, ...why, ...change, words.raise].join(words.between)]
 }
 
 /** @param {Report} report the smallest of the steps' changes; a step's is its largest, as in RunReport */

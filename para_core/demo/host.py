@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ HOW_TO_GET_ONE = (
     "no ComfyUI found: set COMFYUI_PATH to a checkout, or get one with `comfy install` (pip install comfy-cli)"
 )
 CPU_ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention")
+TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
 LOAD_ERRORS = re.compile(r"IMPORT FAILED|Cannot import|Error while calling")
 
 
@@ -44,7 +46,7 @@ class HostRun:
 
     outputs: node id to what the node showed; images: the files it saved (previews are not among them), which live as
         long as the server's folders.
-    events: (type, data) of every message in order, without the binary ones (previews).
+    events: (type, data) of every message in order, progress texts as ("progress_text", {"node", "text"}).
     seconds: from queueing to the end of the execution.
     """
 
@@ -206,9 +208,9 @@ async def _until_end(messages, prompt_id: str) -> list[tuple[str, dict]]:
     """The server's messages up to the end of one prompt. Raises HostError where the prompt ends badly."""
     events = []
     async for message in messages:
-        if isinstance(message.data, bytes):  # previews
+        event = _progress_text(message.data) if isinstance(message.data, bytes) else json.loads(message.data)
+        if event is None:  # a preview
             continue
-        event = json.loads(message.data)
         type_, data = event["type"], event["data"]
         events.append((type_, data))
         if isinstance(data, dict) and data.get("prompt_id") == prompt_id:
@@ -219,6 +221,14 @@ async def _until_end(messages, prompt_id: str) -> list[tuple[str, dict]]:
             if type_ == "execution_interrupted":
                 raise HostError(f"interrupted at {data['node_type']}")
     raise HostError("the server ended while the workflow was running")
+
+
+def _progress_text(message: bytes) -> dict | None:
+    kind, length = struct.unpack_from(">II", message)
+    if kind != TEXT_EVENT:
+        return None
+    node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
+    return {"type": "progress_text", "data": {"node": node, "text": text}}
 
 
 def _refusal(body: bytes, error: urllib.error.HTTPError) -> str:

@@ -70,6 +70,7 @@ class ModelFamily:
 
     classes: class names of the diffusion model, with as much of the module in front as makes them unambiguous;
         a subclass matches too, unless another family names it.
+    branches: blocks beside the stacks, whose results the host adds to a stream behind some of the stacks' blocks.
     marker: attribute path that the models of this layout have, where hosts laid out one class in different ways.
     refuses: class names that match but cannot be served, with the reason.
     cached: the token streams whose residuals are kept; they leave the last stack and feed the output layers.
@@ -82,6 +83,7 @@ class ModelFamily:
     classes: tuple[str, ...]
     stacks: tuple[BlockStack, ...]
     cached: tuple[str, ...] = ("img",)
+    branches: tuple[BlockStack, ...] = ()
     marker: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
     residual_diff_threshold: float = 0.1

@@ -5,7 +5,7 @@ from .family import BlockStack, ModelFamily, Stream
 # ComfyUI: comfy/ldm/flux/model.py. The host adds ControlNet residuals in place behind every block.
 FLUX = ModelFamily(
     name="flux",
-    models="FLUX.1 dev and schnell, Kontext, Fill, Redux, FLUX.2, Klein, LongCat-Image, Ovis-Image",
+    models="FLUX.1, Kontext, FLUX.2 and Klein, LongCat-Image, Ovis-Image",
     classes=("Flux",),
     stacks=(
         BlockStack(

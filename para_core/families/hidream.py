@@ -8,7 +8,7 @@ from .family import BlockStack, ModelFamily, Stream
 # ComfyUI: comfy/ldm/hidream/model.py. No hooks.
 HIDREAM = ModelFamily(
     name="hidream",
-    models="HiDream-I1 and E1",
+    models="HiDream-I1",
     classes=("HiDreamImageTransformer2DModel",),
     stacks=(
         BlockStack("double_stream_blocks", (Stream("image_tokens", 0, ("img",)), Stream("text_tokens", 1, ("txt",)))),

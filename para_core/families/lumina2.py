@@ -1,11 +1,11 @@
-"""Lumina 2, Z-Image and NewBie: refiners for text and noise, then one stack over both, text first."""
+"""Lumina 2 and Z-Image: refiners for text and noise, then one stack over both, text first."""
 
 from .family import BlockStack, ModelFamily, Stream
 
 # ComfyUI: comfy/ldm/lumina/model.py. No hooks; model patches are written into the tensor behind a block.
 LUMINA2 = ModelFamily(
     name="lumina2",
-    models="Lumina Image 2, Z-Image and Turbo, NewBie",
+    models="Lumina 2, Z-Image",
     classes=("NextDiT",),
     stacks=(BlockStack("layers", (Stream("x", None, ("txt", "img")),), in_place=True),),
     residual_diff_threshold=0.1,

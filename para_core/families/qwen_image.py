@@ -5,7 +5,7 @@ from .family import BlockStack, ModelFamily, Stream
 # ComfyUI: comfy/ldm/qwen_image/model.py. ControlNet and model patches write in place behind a block.
 QWEN_IMAGE = ModelFamily(
     name="qwen_image",
-    models="Qwen-Image, Edit, Edit Plus and Layered",
+    models="Qwen-Image, Qwen-Image-Edit",
     classes=("QwenImageTransformer2DModel",),
     stacks=(
         BlockStack(

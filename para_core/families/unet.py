@@ -1,4 +1,4 @@
-"""The UNets of Stable Diffusion 1.5, 2 and XL: what is kept is the feature map at full resolution.
+"""The UNets of Stable Diffusion 1.5, 2, XL and Video: what is kept is the feature map at full resolution.
 
 It leaves the last layer with the shape in which it left the first residual layer. What flows in between on a reused
 step, skip connections included, reaches nothing and only has the right shapes.
@@ -11,7 +11,7 @@ _MAP = (Stream(0, None, ("img",)),)
 # ComfyUI: comfy/ldm/modules/diffusionmodules/openaimodel.py. No hooks; ControlNet adds in place behind every block.
 UNET = ModelFamily(
     name="unet",
-    models="Stable Diffusion 1.5, 2, XL and their kin, SVD",
+    models="Stable Diffusion 1.5, 2 and XL, SVD",
     classes=("UNetModel",),
     stacks=(
         BlockStack("input_blocks", _MAP, in_place=True, layered=True, start=1, reshapes=True),

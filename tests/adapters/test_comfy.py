@@ -34,9 +34,7 @@ def test_hit_on_identical_inputs_reproduces_the_output(tiny, cfg, num_tokens, ba
         outputs.extend((model(x, sigmas[0]).clone(), model(x, sigmas[0]).clone()))
         assert torch.equal(x, kept), "the model's input was written to"
 
-    with_sampler(
-        fbcache(build(tiny), 0.01, reports.append), tiny, twice, cfg=cfg, num_tokens=num_tokens, batch=batch
-    )
+    with_sampler(fbcache(build(tiny), 0.01, reports.append), tiny, twice, cfg=cfg, num_tokens=num_tokens, batch=batch)
     report = reports[-1]
     assert [record.reused for record in report.conditionings["positive"]] == [False, True]
     assert len(report.conditionings) == (1 if cfg == 1 else 2)
@@ -124,7 +122,6 @@ def test_two_models_in_one_graph_stay_apart():
 
 
 def test_second_model_of_a_dual_model_guider_has_its_own_residuals():
-    import comfy.sample
     from comfy_extras import nodes_custom_sampler
 
     if not hasattr(nodes_custom_sampler, "Guider_DualModel"):
@@ -238,7 +235,7 @@ def test_unknown_model_is_refused_by_name_before_sampling():
     model = build(FLUX)
     other = model.clone()
     other.model = type("Other", (), {"diffusion_model": torch.nn.Linear(2, 2)})()
-    with pytest.raises(ValueError, match="^Linear is not a model that Para Accelerate knows; supported are: .*FLUX.1 dev and"):
+    with pytest.raises(ValueError, match="^Linear is not a model that Para Accelerate knows; supported are: .*FLUX.1"):
         apply_fbcache(other, CacheConfig())
 
 

@@ -14,7 +14,7 @@ SD15, FLUX, WAN, LUMINA2 = (TINY_MODELS[name] for name in ("sd15", "flux", "wan"
 
 
 def node(path, /, *args, **kwargs):
-    """A patch of a MODEL by one of ComfyUI's own nodes, path as module.class; settings it does not know are left out."""
+    """A patch of a MODEL by one of ComfyUI's own nodes, as module.class; settings it does not know are left out."""
     module, name = path.split(".")
 
     def patch(model):
@@ -71,6 +71,49 @@ def test_extra_passes_of_guidance_keep_their_own_residuals(name):
     """They have the conditioning, the step and mostly the latent of the main pass: only what the blocks do differs."""
     model, patch = GUIDANCE[name]
     check(TINY_MODELS[model], patch, cfg=4.0)
+
+
+def extra_pass(*, times=99, without=(), **switches):
+    """Guidance away from one more pass of the positive: without some of what it carries, or with switches thrown."""
+    import comfy.samplers
+
+    def patch(model):
+        clone, num_passes = model.clone(), []
+
+        def guide(args):
+            if len(num_passes) == times:
+                return args["denoised"]
+            num_passes.append(1)
+            strip = {name: value for name, value in args["cond"][0]["model_conds"].items() if name not in without}
+            options = args["model_options"]
+            options = {**options, "transformer_options": {**options["transformer_options"], **switches}}
+            cond = [{**args["cond"][0], "model_conds": strip}]
+            (other,) = comfy.samplers.calc_cond_batch(args["model"], [cond], args["input"], args["sigma"], options)
+            return args["denoised"] + args["cond_denoised"] - other
+
+        clone.set_model_sampler_post_cfg_function(guide)
+        return clone
+
+    return patch
+
+
+def test_a_pass_with_less_under_the_same_id_keeps_its_own_residuals():
+    check(TINY_MODELS["flux"], extra_pass(without=["y"]), cfg=4.0)
+
+
+def test_passes_that_come_and_go_are_told_apart():
+    """The first pass is made once only, so that the second is the first of its kind in the next evaluation."""
+    tiny = TINY_MODELS["ltxav"]
+    model = build(tiny)
+
+    def guided(model):
+        once = extra_pass(times=1, stg_self_attn_blocks=frozenset({1}))
+        return extra_pass(stg_self_attn_blocks=frozenset({2}))(once(model))
+
+    expected = twice(guided(model), tiny, cfg=4.0)
+    assert relative(*expected) > 1e-3
+    outputs = twice(fbcache(guided(model), 0.01), tiny, cfg=4.0)
+    assert all(relative(*pair, tiny) <= 1e-5 for pair in zip(outputs, expected, strict=True))
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral", "uni_pc"])
@@ -251,6 +294,19 @@ def test_controlnet_residuals_of_a_unet_count_once(name):
         }
 
     check(tiny, positive=control(tiny, residuals))
+
+
+@pytest.mark.parametrize(("num_branch_blocks", "num_computed"), [(2, 2), (4, 8)])
+def test_the_vace_branch_rests_on_a_reused_step(num_branch_blocks, num_computed):
+    """Of 4 blocks, 2 of the branch end before the last one; 4 add something behind it, which nothing remembers."""
+    tiny = TINY_MODELS["wan_vace"]
+    tiny = replace(tiny, unet_config=tiny.unet_config | {"vace_layers": num_branch_blocks})
+    check(tiny, cfg=4.0, positive=conditioning(tiny, 1, vace_strength=[2.0]))
+    model, calls = build(tiny), []
+    for block in model.model.diffusion_model.vace_blocks:
+        block.self_attn.register_forward_hook(lambda *args: calls.append(args))
+    twice(fbcache(model, 0.01), tiny)
+    assert len(calls) == num_computed
 
 
 @pytest.mark.parametrize("name", ["wan", "qwen_image", "lumina2", "lens", "mage_flow"])

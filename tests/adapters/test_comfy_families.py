@@ -17,6 +17,16 @@ ALWAYS = 100.0
 
 
 @MODELS
+def test_the_family_is_found_and_names_all_blocks(tiny):
+    from para_core.families import family_of
+
+    model = build(tiny).model.diffusion_model
+    family = family_of(model)
+    assert family.name == tiny.family
+    assert sum(len(stack.blocks_in(model)) for stack in family.stacks) > 2
+
+
+@MODELS
 @pytest.mark.parametrize(("cfg", "num_tokens"), [(1.0, (7, 7)), (4.0, (9, 5))], ids=["cfg 1", "cfg 4 unequal"])
 def test_threshold_0_is_bit_equal(tiny, cfg, num_tokens):
     model = build(tiny)

@@ -66,15 +66,13 @@ class ThresholdSearch:
         above = [threshold for threshold, saved in self._known.items() if saved >= share]
         below = [threshold for threshold, saved in self._known.items() if saved < share]
         low, high = max(below, default=RANGE[0]), min(above, default=RANGE[1])
-        threshold, factor = start, 1.25
-        if self._at(start) < share:
-            while threshold < min(high, RANGE[1]) and self._at(threshold) < share:
-                low, threshold, factor = threshold, min(threshold * factor, RANGE[1]), factor * factor
-            return low, threshold
-        while threshold > max(low, RANGE[0]) and self._at(threshold) >= share:
-            high, threshold, factor = threshold, max(threshold / factor, RANGE[0]), factor * factor
-        self._at(threshold)
-        return threshold, high
+        threshold, factor = min(max(start, low), high), 1.25
+        rising = self._at(threshold) < share
+        while rising and self._at(threshold) < share and threshold < high:
+            low, threshold, factor = threshold, min(threshold * factor, high), factor * factor
+        while not rising and self._at(threshold) >= share and threshold > low:
+            high, threshold, factor = threshold, max(threshold / factor, low), factor * factor
+        return (low, threshold) if rising else (threshold, high)
 
 
 def nearest_settings(saved: dict[object, float], budgets: Sequence[float]) -> list[object]:

@@ -14,7 +14,7 @@ from .methods import EXTRAPOLATING, OURS, PLAIN
 OVERSAMPLING = 2  # drawn larger and reduced: PIL's lines are not antialiased
 PANEL, LEGEND, MARGIN, LEFT, TOP, BOTTOM = (620, 430), 260, 14, 58, 34, 40
 SHADES = {  # by group: ours warm and thick, others blue and green, each from dark to light
-    OURS: ((150, 16, 24), (214, 62, 40), (236, 122, 30), (232, 168, 40), (168, 60, 120), (214, 120, 170)),
+    OURS: ((150, 16, 24), (214, 62, 40), (236, 122, 30), (232, 168, 40), (168, 60, 120), (214, 120, 170), (96, 60, 40)),
     PLAIN: ((22, 60, 140), (48, 104, 196), (96, 148, 220), (20, 120, 160), (60, 170, 200), (110, 120, 190)),
     EXTRAPOLATING: (
         (12, 92, 52), (36, 136, 76), (84, 172, 96), (96, 112, 30), (140, 156, 40), (20, 120, 110), (70, 170, 150),

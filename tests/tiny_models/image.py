@@ -141,7 +141,8 @@ LUMINA2 = TinyModel(
 Z_IMAGE = replace(
     LUMINA2, title="Z-Image", config="ZImage", since="0.33.0",
     unet_config=LUMINA2.unet_config | {
-        "dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 8,
+        "dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "z_image_modulation": True,
+        "time_scale": 1000.0, "pad_tokens_multiple": 8,
     },
 )  # fmt: skip
 
@@ -217,9 +218,9 @@ HUNYUAN_IMAGE = TinyModel(
 )  # fmt: skip
 
 IMAGE = {
-    "flux": FLUX, "kontext": KONTEXT, "flux2": FLUX2, "longcat": LONGCAT, "ovis": OVIS, "chroma": CHROMA, "radiance": RADIANCE,
-    "sd3": SD3, "qwen_image": QWEN_IMAGE, "qwen_edit": QWEN_EDIT, "mage_flow": MAGE_FLOW, "lens": LENS,
-    "joyimage": JOYIMAGE, "aura_flow": AURA_FLOW, "lumina2": LUMINA2, "z_image": Z_IMAGE, "hidream": HIDREAM,
-    "krea2": KREA2, "ernie": ERNIE, "cosmos_predict2": COSMOS_PREDICT2, "anima": ANIMA,
+    "flux": FLUX, "kontext": KONTEXT, "flux2": FLUX2, "longcat": LONGCAT, "ovis": OVIS, "chroma": CHROMA,
+    "radiance": RADIANCE, "sd3": SD3, "qwen_image": QWEN_IMAGE, "qwen_edit": QWEN_EDIT, "mage_flow": MAGE_FLOW,
+    "lens": LENS, "joyimage": JOYIMAGE, "aura_flow": AURA_FLOW, "lumina2": LUMINA2, "z_image": Z_IMAGE,
+    "hidream": HIDREAM, "krea2": KREA2, "ernie": ERNIE, "cosmos_predict2": COSMOS_PREDICT2, "anima": ANIMA,
     "kandinsky5_image": KANDINSKY5_IMAGE, "hunyuan_image": HUNYUAN_IMAGE,
 }  # fmt: skip

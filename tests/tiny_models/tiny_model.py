@@ -76,7 +76,9 @@ def build(tiny: TinyModel, seed: int = 0, dtype: torch.dtype = torch.float32):
         tiny.shrink(model.diffusion_model)
     fill(model.diffusion_model, tiny.buffers, torch.Generator().manual_seed(seed))
     device = comfy.model_management.get_torch_device()
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)  # 0.3 has only the latter
+    patcher = getattr(
+        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
+    )  # 0.3 has only the latter
     return patcher(model, load_device=device, offload_device=torch.device("cpu"))
 
 

@@ -35,7 +35,7 @@ WAN_5B = replace(
 )
 
 VACE = replace(
-    WAN, title="Wan VACE", config="WAN21_Vace",
+    WAN, title="Wan VACE", family="wan_vace", config="WAN21_Vace",
     unet_config=_SMALL | {"model_type": "vace", "vace_layers": 2, "vace_in_dim": 96},
     extra=lambda t, g, n: {
         "vace_frames": [randn(g, 1, 32, *t.latent[1:])], "vace_mask": [torch.ones(1, 64, *t.latent[1:])],

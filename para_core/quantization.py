@@ -1,0 +1,275 @@
+"""Quantized linear weights: the schemes, their scales and rounding, and the product with an activation.
+
+The only file that knows torchao and bitsandbytes; both are imported where they are needed. Scales and rounding are
+torchao's. Its tensors and kernels run where the device has them; elsewhere a reference computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+NF4_BLOCK = 64  # weights that share one scale
+METADATA_KEY = "para_quantization"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are stored, and whether activations are quantized too, with a scale computed at run time.
+
+    kind: fp8, int8 or nf4. per_row: a scale for each row (of the activation: each token), not one for all.
+    """
+
+    name: str
+    kind: str
+    per_row: bool
+    dynamic: bool = False
+
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("fp8_dynamic_per_tensor", "fp8", per_row=False, dynamic=True),
+        Scheme("fp8_dynamic_per_row", "fp8", per_row=True, dynamic=True),
+        Scheme("fp8_weight_only", "fp8", per_row=True),
+        Scheme("int8_dynamic_per_row", "int8", per_row=True, dynamic=True),
+        Scheme("int8_weight_only", "int8", per_row=True),
+        Scheme("nf4", "nf4", per_row=True),
+    )
+}
+WEIGHT_ONLY = tuple(name for name, scheme in SCHEMES.items() if not scheme.dynamic)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """The weight of one linear.
+
+    data: (out, in) in the scheme's dtype; of nf4 two weights a byte. scale: float32, (out, 1), (1, 1), or of nf4 one a
+    block. shape: (out, in).
+    """
+
+    scheme: Scheme
+    data: Tensor
+    scale: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + self.scale.nbytes
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The same weight there."""
+        return QuantizedWeight(self.scheme, self.data.to(device), self.scale.to(device), self.shape)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight as a tensor that multiplies, (out, in)."""
+        if self.scheme.kind == "nf4":
+            return _dequantize_nf4(self).to(dtype)
+        return (self.data.to(torch.float32) * self.scale).to(dtype)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias in the dtype of x; all on one device. x: (..., in)."""
+        if not self.scheme.dynamic:
+            return torch.nn.functional.linear(x, self.dequantize(x.dtype), bias)
+        if has_kernels(self.scheme, x.device):
+            return kernel_linear(self, x, bias)
+        return reference_linear(self, x, bias)
+
+
+def scheme_for(name: str, device: torch.device, *, weight_only: bool = False) -> Scheme:
+    """The scheme of that name, `auto` by device.
+
+    Raises ValueError for an unknown scheme, for one that the device cannot run, or whose package is missing; each says
+    what to choose instead.
+    """
+    allowed = WEIGHT_ONLY if weight_only else tuple(SCHEMES)
+    if name == "auto":
+        return SCHEMES[_automatic(device, weight_only)]
+    if name not in allowed:
+        raise ValueError(f'scheme "{name}" is not available here; choose one of: auto, {", ".join(allowed)}')
+    scheme = SCHEMES[name]
+    lacks = _lacks(scheme, device)
+    if lacks is not None:
+        instead = next(other for other in ("int8_dynamic_per_row", "int8_weight_only") if _fits(other, device))
+        raise ValueError(f"{name} cannot run on {_device_name(device)}: {lacks}. Choose {instead} or auto instead.")
+    if scheme.kind == "nf4":
+        _bitsandbytes()
+    elif has_kernels(scheme, device):
+        _torchao(scheme)
+    return scheme
+
+
+def has_kernels(scheme: Scheme, device: torch.device) -> bool:
+    """Whether activations in this scheme multiply in hardware there; else the reference computes the same numbers."""
+    return scheme.dynamic and device.type != "cpu" and _lacks(scheme, device) is None
+
+
+def _automatic(device: torch.device, weight_only: bool) -> str:
+    preferred = ("fp8_dynamic_per_row", "int8_dynamic_per_row", "int8_weight_only")
+    # The reference on the CPU is no faster, so there the most exact way to half the memory.
+    usable = preferred[2:] if weight_only or device.type == "cpu" else preferred
+    return next(name for name in usable if _fits(name, device))
+
+
+def _fits(name: str, device: torch.device) -> bool:
+    return _lacks(SCHEMES[name], device) is None
+
+
+def _lacks(scheme: Scheme, device: torch.device) -> str | None:
+    """What the device lacks for multiplying quantized activations."""
+    if not scheme.dynamic or device.type in ("cpu", "xpu"):
+        return None
+    if device.type != "cuda":
+        return f"{device.type} multiplies neither float8 nor int8"
+    if torch.version.hip:
+        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        fits = scheme.kind != "fp8" or arch in ("gfx942", "gfx950")
+        return None if fits else f"its architecture is {arch}, and float8 products need MI300 or newer"
+    needed = (8, 9) if scheme.kind == "fp8" else (7, 5)
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= needed:
+        return None
+    return f"its compute capability is {capability[0]}.{capability[1]}, below {needed[0]}.{needed[1]}"
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
+
+
+def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
+    """Round a float weight of shape (out, in), on its own device. Raises ValueError if nf4 lacks bitsandbytes."""
+    shape = (weight.shape[0], weight.shape[1])
+    if scheme.kind == "nf4":
+        data, state = _bitsandbytes().quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+        return QuantizedWeight(scheme, data, state.absmax, shape)
+    scale = choose_scale(weight, scheme)
+    return QuantizedWeight(scheme, round_to(weight, scale, scheme), scale, shape)
+
+
+def choose_scale(x: Tensor, scheme: Scheme) -> Tensor:
+    """The largest magnitude, of each row or of all, over the largest number of the dtype; float32, (rows or 1, 1).
+
+    Source: pytorch/ao 0.18, quant_primitives.py; computed there in the dtype of x, so here too. In float16 that would
+    underflow. The lower bounds keep rows of zeros from dividing by zero.
+    """
+    x = x.float() if x.dtype == torch.float16 else x
+    if scheme.kind == "int8":
+        # Symmetric over -128 to 127: half the number of steps.
+        largest = torch.maximum(-x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0))
+        return (largest / 127.5).float().clamp(min=torch.finfo(torch.float32).eps)
+    largest = x.abs().amax(-1, keepdim=True) if scheme.per_row else x.abs().amax().reshape(1, 1)
+    return (largest.clamp(min=1e-12) / torch.finfo(_fp8(x.device)).max).float()
+
+
+def round_to(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+    """x / scale, saturated and rounded to nearest in the scheme's dtype."""
+    if scheme.kind == "int8":
+        return torch.clamp(torch.round(x.float() * (1.0 / scale)), -128, 127).to(torch.int8)
+    dtype = _fp8(x.device)
+    largest = torch.finfo(dtype).max
+    return (x.float() / scale).clamp(-largest, largest).to(dtype)
+
+
+def _fp8(device: torch.device) -> torch.dtype:
+    if device.type == "cuda" and torch.version.hip:
+        if torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx942"):
+            return torch.float8_e4m3fnuz
+    return torch.float8_e4m3fn
+
+
+def reference_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    """What the kernels compute: both sides quantized, products accumulated in float32 (int8: exactly)."""
+    rows = x.reshape(-1, x.shape[-1])
+    scale = choose_scale(rows, weight.scheme)
+    data = round_to(rows, scale, weight.scheme)
+    if weight.scheme.kind == "int8":
+        product = torch._int_mm(data, weight.data.t()).float()
+    else:
+        product = data.float() @ weight.data.float().t()
+    product = product * scale * weight.scale.t()
+    if bias is not None:
+        product = product + bias.float()
+    return product.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def kernel_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    """torchao's quantization of the activation and its product, on a device that has both."""
+    # torch's per-row float8 product only gives bfloat16.
+    dtype = torch.bfloat16 if weight.scheme.kind == "fp8" and weight.scheme.per_row else x.dtype
+    bias = None if bias is None else bias.to(dtype)
+    return torch.nn.functional.linear(x.to(dtype), _torchao_tensor(weight, dtype), bias).to(x.dtype)
+
+
+def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    ao = _torchao(weight.scheme)
+    granularity = ao.PerRow() if weight.scheme.per_row else ao.PerTensor()
+    block_size = [1 if weight.scheme.per_row else weight.shape[0], weight.shape[1]]
+    if weight.scheme.kind == "int8":
+        from torchao.quantization.quantize_.workflows.int8.int8_tensor import QuantizeTensorToInt8Kwargs
+
+        activation = QuantizeTensorToInt8Kwargs(granularity)
+        return ao.Int8Tensor(weight.data, weight.scale, block_size, dtype, act_quant_kwargs=activation)
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
+
+    mm_config = ao.Float8MMConfig(use_fast_accum=True)
+    # hp_value_lb: a row of zeros would divide by zero
+    activation = QuantizeTensorToFloat8Kwargs(weight.data.dtype, granularity, mm_config, hp_value_lb=1e-12)
+    return ao.Float8Tensor(
+        weight.data, weight.scale, block_size, mm_config=mm_config, act_quant_kwargs=activation, dtype=dtype
+    )
+
+
+def _torchao(scheme: Scheme) -> ModuleType:
+    try:
+        import torchao.quantization
+    except ImportError:
+        raise ValueError(
+            f"{scheme.name} needs torchao, which is missing; install it with: pip install torchao, or choose one of: "
+            f"{', '.join(WEIGHT_ONLY)}"
+        ) from None
+    return torchao.quantization
+
+
+def _bitsandbytes() -> ModuleType:
+    try:
+        import bitsandbytes.functional
+    except ImportError:
+        raise ValueError(
+            "nf4 needs bitsandbytes, which is missing; install it with: pip install bitsandbytes, or choose "
+            "int8_weight_only"
+        ) from None
+    return bitsandbytes.functional
+
+
+def _dequantize_nf4(weight: QuantizedWeight) -> Tensor:
+    bnb = _bitsandbytes()
+    code = bnb.get_4bit_type("nf4", device=weight.data.device, blocksize=NF4_BLOCK)
+    state = bnb.QuantState(
+        weight.scale, torch.Size(weight.shape), code, NF4_BLOCK, quant_type="nf4", dtype=torch.float32
+    )
+    return bnb.dequantize_4bit(weight.data, state)
+
+
+def to_state_dict(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Flat tensors and safetensors metadata, from which `from_state_dict` makes the same weights, bit by bit."""
+    tensors = {f"{name}.weight": weight.data for name, weight in weights.items()}
+    tensors |= {f"{name}.weight_scale": weight.scale for name, weight in weights.items()}
+    layers = {name: {"scheme": weight.scheme.name, "shape": weight.shape} for name, weight in weights.items()}
+    return tensors, {METADATA_KEY: json.dumps(layers)}
+
+
+def from_state_dict(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, QuantizedWeight]:
+    """The weights that `to_state_dict` wrote. Raises ValueError for a file that is not of this kind."""
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"the file carries no {METADATA_KEY} metadata; it was not written by Para Accelerate")
+    return {
+        name: QuantizedWeight(
+            SCHEMES[layer["scheme"]], tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"], tuple(layer["shape"])
+        )
+        for name, layer in json.loads(metadata[METADATA_KEY]).items()
+    }
