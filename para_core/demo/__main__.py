@@ -18,6 +18,7 @@ from .table import Row, figures, run_rows
 from .weights import load_autoencoder, load_transformer
 
 THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
+PREDICTION_THRESHOLDS = (0.04, 0.06)
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.json, demo.png and pictures")
     parser.add_argument("--prompts", type=int, default=32, help="how many held-out prompts (default 32)")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T")
+    parser.add_argument("--prediction-thresholds", type=float, nargs="*", default=PREDICTION_THRESHOLDS, metavar="T")
     parser.add_argument("--no-host", action="store_true", help="do not run the demo workflow in ComfyUI")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -35,7 +37,14 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    rows = [Row("baseline"), *(Row(f"FBCache {value:.2f}", CacheConfig(value)) for value in args.thresholds)]
+    rows = [
+        Row("baseline"),
+        *(Row(f"FBCache {value:.2f}", CacheConfig(value)) for value in args.thresholds),
+        *(
+            Row(f"prediction {value:.2f}", CacheConfig(value, decision="prediction", order=1))
+            for value in args.prediction_thresholds
+        ),
+    ]
     if args.prompts < 1:
         raise ValueError(f"--prompts is {args.prompts}; allowed are whole numbers from 1.")
     transformer, autoencoder = load_transformer(), load_autoencoder()

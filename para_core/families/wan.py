@@ -20,5 +20,6 @@ WAN_VACE = replace(
     name="wan_vace",
     models="Wan 2.1 and 2.2 VACE",
     classes=("VaceWanModel",),
+    refuses={},
     branches=(BlockStack("vace_blocks", (Stream("c", 0, ("skip",)), Stream("c", 1, ("vace",)))),),
 )

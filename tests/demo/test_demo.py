@@ -23,13 +23,14 @@ def run(monkeypatch, tmp_path, *arguments):
 
 
 def test_demo_writes_the_table_and_the_pictures(monkeypatch, tmp_path, capsys):
-    result = run(monkeypatch, tmp_path, "--thresholds", "0", "1000")
+    result = run(monkeypatch, tmp_path, "--thresholds", "0", "1000", "--prediction-thresholds", "0.06")
     assert result["device"] == "cpu" and result["torch"] == torch.__version__ and result["comfyui"] is None
-    baseline, never, always = result["rows"]
+    baseline, never, always, prediction = result["rows"]
     assert all(set(row) == ROW_KEYS for row in result["rows"])
     assert (never["reused_steps"], never["rel_l2"], never["psnr_db"]) == (0, 0, None)
     assert (always["reused_steps"], always["block_calls"], always["block_calls_baseline"]) == (27, 10 + 27, 280)
     assert always["rel_l2"] > 0.01 and always["speedup"] > 2
+    assert 0 < prediction["reused_steps"] < 27 and prediction["rel_l2"] < always["rel_l2"] / 5
     for name in ("demo.png", *(row["image"] for row in result["rows"])):
         assert (tmp_path / name).stat().st_size > 500
     printed = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Tiny models of ComfyUI's own classes with random weights, and one way to sample them through its real sampler."""
 
+from .exactness import check, node, twice
 from .image import FLUX, IMAGE
 from .sampling import fbcache, relative, sample, with_sampler
 from .tiny_model import TinyModel, build, conditioning, host_version
@@ -13,11 +14,14 @@ __all__ = [
     "WAN",
     "TinyModel",
     "build",
+    "check",
     "conditioning",
     "fbcache",
     "host_version",
+    "node",
     "relative",
     "sample",
+    "twice",
     "with_sampler",
 ]
 
