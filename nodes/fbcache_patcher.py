@@ -24,7 +24,7 @@ class FBCachePatcher(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much the first block's result may change while a step is still reused. Higher: faster, "
+                    tooltip="How much may differ (see decision) while a step is still reused. Higher: faster, "
                     "further from the original. 0: never reuse. -1: the recommended value of the connected model.",
                 ),
                 io.Float.Input(
@@ -42,8 +42,8 @@ class FBCachePatcher(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Steps behind this part of the denoising are always computed. Lower: closer to the original "
-                    "details, slower. 0: never reuse.",
+                    tooltip="Steps behind this part of the denoising are always computed. Lower: closer to the "
+                    "original details, slower. 0: never reuse.",
                 ),
                 io.Int.Input(
                     "warmup_steps",
@@ -82,8 +82,8 @@ class FBCachePatcher(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="Instead of a threshold (leave that at -1): how many times fewer blocks to run, for example "
-                    "2. Higher: faster, further from the original. 0: use the threshold.",
+                    tooltip="Instead of a threshold (leave that at -1): how many times fewer blocks to run, for "
+                    "example 2. Higher: faster, further from the original. 0: use the threshold.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model, sampling with the cache.")],

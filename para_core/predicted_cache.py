@@ -42,7 +42,9 @@ class PredictedCache(ResidualCache):
         self._leftover = 0.0  # of the fit to first, at this step
         self._log_ratio: float | None = None
         self._unread: tuple[Tensor, list[float], float] | None = None  # rest's products, weights and first's leftover
-        self._hits: list[tuple[float, float, list[float]]] = []  # reused since the last computed step: at, width, weights
+        self._hits: list[
+            tuple[float, float, list[float]]
+        ] = []  # reused since the last computed step: at, width, weights
 
     def measure(self, first: Tensor) -> Tensor | None:
         """Inner products of this step's sample with the computed ones', and of the last computed step's rest."""

@@ -44,7 +44,7 @@ class CacheConfig:
         if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(
                 f"residual_diff_threshold is {threshold}; allowed is 0 or more. "
-                "Use 0 to never reuse, or about 0.05 (careful) to 0.15 (fast)."
+                "Use 0 to never reuse, about 0.05 (careful) to 0.15 (fast), or in the node -1 for the model's own value."
             )
         if not 0 <= self.start_percent <= self.end_percent <= 1:
             raise ValueError(

@@ -44,7 +44,7 @@ def tokens_of(tensor: Tensor, stream: Stream, name: str, num_tokens: int) -> Ten
 
 
 def with_tokens(tensor: Tensor, stream: Stream, name: str, tokens: Tensor) -> Tensor:
-    """The stream's tensor with the tokens called `name` exchanged for `tokens`; they themselves where it holds no others."""
+    """The stream's tensor with its tokens called `name` exchanged for `tokens`; just these where it holds no others."""
     num_tokens = tokens.shape[stream.token_dim]
     num_others = 0 if stream.holds == (name,) else tensor.shape[stream.token_dim] - num_tokens
     if num_others == 0:

@@ -153,14 +153,20 @@ def test_large_residuals_are_compared_by_a_sample():
     [
         ({"residual_diff_threshold": -0.5}, r"^residual_diff_threshold is -0.5; allowed is 0 or more. Use 0 to never"),
         ({"residual_diff_threshold": float("nan")}, r"^residual_diff_threshold is nan; allowed"),
-        ({"start_percent": 0.8, "end_percent": 0.2}, r"^start_percent 0.8 and end_percent 0.2 do not make a range; allo"),
+        (
+            {"start_percent": 0.8, "end_percent": 0.2},
+            r"^start_percent 0.8 and end_percent 0.2 do not make a range; allo",
+        ),
         ({"end_percent": 1.2}, r"^start_percent 0.0 and end_percent 1.2 do not make a range"),
         ({"warmup_steps": -1}, r"^warmup_steps is -1; allowed are whole numbers from 0"),
         ({"max_consecutive_hits": 1.5}, r"^max_consecutive_hits is 1.5; allowed are whole numbers from 0"),
         ({"order": 3}, r"^order is 3; allowed are 0"),
         ({"decision": "luck"}, r'^decision is "luck"; allowed are first_block and prediction'),
         ({"target_speedup": 0.5}, r"^target_speedup is 0.5; allowed is 1 or more. Use 0 for a threshold"),
-        ({"target_speedup": 2.0, "residual_diff_threshold": 0.1}, r"^target_speedup 2 and residual_diff_threshold 0.1 exc"),
+        (
+            {"target_speedup": 2.0, "residual_diff_threshold": 0.1},
+            r"^target_speedup 2 and residual_diff_threshold 0.1 exc",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

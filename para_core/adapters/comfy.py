@@ -1,4 +1,4 @@
-"""ComfyUI: attaches configs to a MODEL and realises them while it samples, through the host's own wrappers and hooks."""
+"""ComfyUI: attaches configs to a MODEL and realises them while it samples, through the host's wrappers and hooks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class FBCacheOption:
 class SamplingRun:
     """One sampling run: its cache, and the noise schedule on the host side so that no step waits for the device.
 
-    sigma_range: highest and lowest sigma at which reuse is allowed. time_of: what the model is conditioned on at a sigma.
+    sigma_range: highest and lowest sigma at which reuse is allowed.
+    time_of: what the model is conditioned on at a sigma; times: as asked so far.
     seen: the keys of what the sampler's current evaluation has asked of the model so far; None outside of one.
     """
 
@@ -60,6 +61,7 @@ class SamplingRun:
     sigma_range: tuple[float, float]
     time_of: Callable[[float], float]
     schedule: list[float] | None = None
+    times: dict[float, float] = field(default_factory=dict)
     seen: set[Hashable] | None = None
 
     def tell(self, *, finished: bool) -> RunReport:
@@ -69,6 +71,11 @@ class SamplingRun:
         if self.option.listener is not None:
             self.option.listener(report)
         return report
+
+    def _time(self, sigma: float) -> float:
+        if sigma not in self.times:
+            self.times[sigma] = self.time_of(sigma)
+        return self.times[sigma]
 
     def step(self, options: Mapping) -> Step:
         sigma = float(options["sigmas"][0])
@@ -81,7 +88,7 @@ class SamplingRun:
             index,
             sigma,
             allowed=self.sigma_range[1] <= sigma <= self.sigma_range[0],
-            at=self.time_of(sigma),
+            at=self._time(sigma),
             width=abs(self.schedule[index] - following),
             num_steps=len(self.schedule) - 1,
         )

@@ -54,9 +54,7 @@ def apply_quantization(
     return _quantize_layers(model.clone(), found, {name: DIFFUSION_MODEL + name for name in chosen}, left)
 
 
-def apply_clip_quantization(
-    clip: CLIP, scheme: str, selection: Selection = DEFAULT
-) -> tuple[CLIP, QuantizationReport]:
+def apply_clip_quantization(clip: CLIP, scheme: str, selection: Selection = DEFAULT) -> tuple[CLIP, QuantizationReport]:
     """A clone of `clip` whose text encoders hold quantized weights; only weight-only schemes.
 
     Raises ValueError as `apply_quantization`.

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import StateManager
 
 from ..block_forward import swapped_forwards
 from ..budget import Budget
@@ -24,6 +25,20 @@ HOOK = "para_accelerate_fbcache"
 Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
 
 
+class ContextName(StateManager):
+    """The name of the `cache_context` that the pipeline is in; the library tells it to a hook's state managers."""
+
+    NAMES = {"cond": "positive", "uncond": "negative", None: "positive"}
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.name = "positive"
+
+    def set_context(self, context: object) -> None:
+        name = getattr(context, "name", context)  # diffusers 0.39 gives the name, 0.42 an object that has it
+        self.name = self.NAMES.get(name, name)
+
+
 class FBCacheHook(ModelHook):
     """Puts the cache around each forward of one denoising run, a state for each `cache_context` of the pipeline."""
 
@@ -35,14 +50,16 @@ class FBCacheHook(ModelHook):
         self.num_steps = num_steps
         self.family = family_of(transformer)
         self._timestep_position = list(inspect.signature(transformer.forward).parameters).index("timestep")
-        self._context = "positive"
+        self.context = ContextName()
         self._sigmas: list[float] = []
 
     def new_forward(self, module: ModelMixin, *args, **kwargs):
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._timestep_position]
         num_blocks = [len(stack.blocks_in(module)) for stack in self.family.stacks]
         with (
-            self.run.call(self.family, num_blocks, {self._context: self._context}, self._step(timestep)) as call,
+            self.run.call(
+                self.family, num_blocks, {self.context.name: self.context.name}, self._step(timestep)
+            ) as call,
             swapped_forwards(module, self.family, call),
         ):
             return self.fn_ref.original_forward(*args, **kwargs)
@@ -60,10 +77,6 @@ class FBCacheHook(ModelHook):
             width=abs(self._sigmas[-2] - sigma) if len(self._sigmas) > 1 else 0.0,
             num_steps=self.num_steps,
         )
-
-    def _set_context(self, module: ModelMixin, name: str | None) -> ModelMixin:
-        self._context = {"cond": "positive", "uncond": "negative", None: "positive"}.get(name, name)
-        return module
 
     def reset_state(self, module: ModelMixin) -> ModelMixin:
         return module

@@ -18,7 +18,9 @@ def to_image(picture: Tensor) -> Image.Image:
     return Image.fromarray((picture * 255).round().byte().numpy())
 
 
-def draw_demo(rows: Sequence[Row], figures: Sequence[dict], prompts: Sequence[str], *, shown: Sequence[int]) -> Image.Image:
+def draw_demo(
+    rows: Sequence[Row], figures: Sequence[dict], prompts: Sequence[str], *, shown: Sequence[int]
+) -> Image.Image:
     """Columns are rows of the table, with the prompts numbered `shown` below each other, then a curve for each cache.
 
     The curves are those of the first prompt shown.
@@ -42,7 +44,7 @@ def draw_demo(rows: Sequence[Row], figures: Sequence[dict], prompts: Sequence[st
         canvas.text((GAP, HEAD + 1 + line * (TILE + GAP + 18)), prompts[number], INK, small)
     for number, row in enumerate(cached):
         report = row.reports[shown[0]]
-        title = f"{row.name}: change of the first block's residual, {report.num_reused_calls} steps reused (green)"
+        title = f"{row.name}: the estimate at each step, {report.num_reused_calls} steps reused (green)"
         place = (GAP + number % 2 * (curve[0] + GAP), top + number // 2 * (curve[1] + GAP))
         image.paste(draw_residual_curve(report, curve, title), place)
     return image

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -56,15 +56,28 @@ def run(args: argparse.Namespace) -> dict:
         setup = (file, args.prompts, not model.startswith("random:"))
         subject = Subject(*setup[:2], trained=setup[2])
         chosen, left_out = choose(subject, args.methods or [""])
+        tasks = [Task(schedule, None, ()) for schedule in schedules]
+        tasks += [Task(schedule, method, methods.BUDGETS) for method in chosen for schedule in schedules]
+        done: dict[int, Measured] = {}
+
+        def result() -> dict:
+            return as_json(model, args.prompts, [done[number] for number in sorted(done)], left_out)
+
         with workers(args.jobs, setup) as pool:
-            baselines = measure(pool, [Task(schedule, None, ()) for schedule in schedules])
-            measured = measure(pool, [Task(s, m, methods.BUDGETS) for m in chosen for s in schedules], left_out)
-    result = as_json(model, args.prompts, [*baselines, *measured], left_out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "fbcache_benchmark.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    draw_chart(result).save(args.out / "fbcache_benchmark.png")
-    sys.stdout.write(f"{tables(result)}\nwrote fbcache_benchmark.json and fbcache_benchmark.png to {args.out}\n")
-    return result
+            for part in (range(len(schedules)), range(len(schedules), len(tasks))):  # all baselines first
+                for number, measured in measure(pool, tasks, part, left_out):
+                    done[number] = measured
+                    write(args.out, result())  # after each: a run that is ended early leaves what it had
+    final = result()
+    write(args.out, final)
+    sys.stdout.write(f"{tables(final)}\nwrote fbcache_benchmark.json and fbcache_benchmark.png to {args.out}\n")
+    return final
+
+
+def write(out: Path, result: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "fbcache_benchmark.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    draw_chart(result).save(out / "fbcache_benchmark.png")
 
 
 def choose(subject: Subject, wanted: Sequence[str]) -> tuple[list[methods.Method], dict[str, str]]:
@@ -99,23 +112,23 @@ def work(task: Task) -> Measured:
     return _bench.measure(task)
 
 
-def measure(pool: Executor, tasks: Sequence[Task], left_out: dict[str, str] | None = None) -> list[Measured]:
-    """Carry out the tasks, with a line of progress for each; one that fails is left out with its reason."""
-    futures = {pool.submit(work, task): task for task in tasks}
-    results = {}
-    for number, future in enumerate(as_completed(futures), 1):
-        task = futures[future]
-        if left_out is None or future.exception() is None:
-            results[id(task)] = future.result()
-            line = progress(results[id(task)])
+def measure(
+    pool: Executor, tasks: Sequence[Task], part: Sequence[int], left_out: dict[str, str]
+) -> Iterator[tuple[int, Measured]]:
+    """Carry out the tasks numbered `part`, with a line of progress for each; a method that fails is left out."""
+    futures = {pool.submit(work, tasks[number]): number for number in part}
+    for future in as_completed(futures):
+        number = futures[future]
+        task, error = tasks[number], future.exception()
+        if task.method is None or error is None:
+            line = progress(future.result())
+            yield number, future.result()
         else:
             # Whatever a library raises on this machine or these weights: the others are still worth measuring.
-            reason = f"{type(future.exception()).__name__}: {future.exception()}".splitlines()[0]
-            left_out[f"{task.method.name} ({task.schedule})"] = reason
-            line = f"FAILED, {reason}"
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            left_out[f"{task.method.name} ({task.schedule})"] = line
         name = task.method.name if task.method else "no cache"
-        sys.stderr.write(f"[{number}/{len(tasks)}] {name}, {task.schedule}: {line}\n")
-    return [results[id(task)] for task in tasks if id(task) in results]
+        sys.stderr.write(f"[{number + 1}/{len(tasks)}] {name}, {task.schedule}: {line}\n")
 
 
 def progress(result: Measured) -> str:
