@@ -19,8 +19,7 @@ MAX_ORDER = 2
 class CacheConfig:
     """What the user asks of the first-block cache.
 
-    residual_diff_threshold: reuse while the estimate stays below this; 0 never reuses, None takes the model family's
-        own value.
+    residual_diff_threshold: reuse while the estimate stays below this; 0 never reuses, None takes the family's own.
     start_percent, end_percent: the part of the noise schedule in which reuse is allowed, 0 = pure noise, 1 = clean.
     warmup_steps: this many steps at the start of a run are always computed.
     max_consecutive_hits: after this many reused steps in a row one is computed; 0 sets no limit.
@@ -44,7 +43,7 @@ class CacheConfig:
         if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(
                 f"residual_diff_threshold is {threshold}; allowed is 0 or more. "
-                "Use 0 to never reuse, about 0.05 (careful) to 0.15 (fast), or in the node -1 for the model's own value."
+                "Use 0 to never reuse, 0.05 (careful) to 0.15 (fast), or in the node -1 for the model's own value."
             )
         if not 0 <= self.start_percent <= self.end_percent <= 1:
             raise ValueError(

@@ -69,7 +69,7 @@ def run_workflow(server: ComfyServer, row: Row, workflow: dict, seed: int) -> No
     (saved,) = run.outputs["latent"]["latents"]
     latent = server.base_directory / saved["type"] / saved["subfolder"] / saved["filename"]
     row.latents.append(load_file(latent)["latent_tensor"])
-    picture = torch.from_numpy(np.asarray(Image.open(run.images[0]).convert("RGB"))).float()[None] / 255
+    picture = torch.from_numpy(np.array(Image.open(run.images[0]).convert("RGB"))).float()[None] / 255
     row.pictures = picture if row.pictures is None else torch.cat((row.pictures, picture))
     reports = map(RunReport.from_dict, run.events_of("para.fbcache"))
     row.reports += [report for report in reports if report.finished]

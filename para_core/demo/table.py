@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -61,7 +62,8 @@ def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module
 def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, object]]:
     """The figures of each row against the first, in the form of demo.json; means over the prompts.
 
-    wall_s: seconds a picture. rel_l2: of the final latent. psnr_db: of the decoded pictures, None where equal.
+    wall_s (seconds a picture) and speedup are medians, the latter of pairs that ran right after each other.
+    rel_l2: of the final latent. psnr_db: of the decoded pictures, None where equal.
     """
     scenes = [Scene.parse(prompt) for prompt in prompts]
     return [_figures(row, rows[0], scenes) for row in rows]
@@ -73,8 +75,8 @@ def _figures(row: Row, baseline: Row, scenes: Sequence[Scene]) -> dict[str, obje
     return {
         "name": row.name,
         "ranks": 1,
-        "wall_s": _mean(row.seconds),
-        "speedup": sum(baseline.seconds) / sum(row.seconds),
+        "wall_s": statistics.median(row.seconds),
+        "speedup": statistics.median(one / other for one, other in zip(baseline.seconds, row.seconds, strict=True)),
         "steps": NUM_STEPS,
         "reused_steps": _mean([report.num_reused_calls for report in row.reports]),
         "block_calls": _mean([report.num_block_calls for report in row.reports]) if row.reports else NUM_BLOCK_CALLS,
