@@ -41,7 +41,8 @@ def fbcache_section(model: ModelPatcher) -> Section | None:
     report = last_report(model)
     if report is None:
         raise ValueError(NO_RUN)
-    title = f"{report.text()}\nCurve: change of the first block. Dashed: threshold. Green: reused."
+    curve = {"prediction": "estimated error of reusing", "first_block": "change of the first block"}[report.decision]
+    title = f"{report.text()}\nCurve: {curve}. {'' if report.target_speedup else 'Dashed: threshold. '}Green: reused."
     size = (WIDTH, CURVE_HEIGHT + LINE_HEIGHT * len(title.splitlines()))
     picture = draw_residual_curve(report, size, title, density=DENSITY)
     return Section("fbcache", report.text(), asdict(report), picture)

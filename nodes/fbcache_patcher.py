@@ -62,6 +62,7 @@ class FBCachePatcher(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "decision",
+                    optional=True,
                     options=list(DECISIONS),
                     default="prediction",
                     tooltip="What is held against the threshold. prediction: how wrong the reused result would be; "
@@ -70,6 +71,7 @@ class FBCachePatcher(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "order",
+                    optional=True,
                     default=1,
                     min=0,
                     max=MAX_ORDER,
@@ -78,6 +80,7 @@ class FBCachePatcher(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "target_speedup",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=10.0,
@@ -91,7 +94,9 @@ class FBCachePatcher(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, residual_diff_threshold, **settings) -> io.NodeOutput:
+    def execute(
+        cls, model, residual_diff_threshold, decision="prediction", order=1, target_speedup=0.0, **settings
+    ) -> io.NodeOutput:
         threshold = None if residual_diff_threshold == -1 else residual_diff_threshold
-        config = CacheConfig(threshold, **settings)
+        config = CacheConfig(threshold, decision=decision, order=order, target_speedup=target_speedup, **settings)
         return io.NodeOutput(apply_fbcache(model, config, listener=send_report(cls.hidden.unique_id)))

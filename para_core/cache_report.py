@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One evaluation of one conditioning. diff is None where there was nothing to compare with."""
+    """One evaluation of one conditioning. diff: the estimate of the run's decision, None where there was none."""
 
     step: int
     sigma: float
@@ -26,6 +26,7 @@ class RunReport:
     seconds: of the run; computed_seconds, reused_seconds: sums over the model calls of either kind.
     num_bytes: held for residuals at the end of the run.
     num_steps: of the schedule, 0 where it is not known. finished: the run has ended, as planned or not.
+    decision, target_speedup: as in CacheConfig; with a target the threshold plays no part.
     """
 
     family: str
@@ -41,6 +42,8 @@ class RunReport:
     num_bytes: int
     num_steps: int = 0
     finished: bool = True
+    decision: str = "first_block"
+    target_speedup: float = 0.0
 
     @classmethod
     def from_dict(cls, values: Mapping) -> RunReport:
@@ -59,6 +62,13 @@ class RunReport:
         total = self.computed_seconds + self.reused_seconds
         return self.num_calls * self.computed_seconds / (num_computed * total) if num_computed and total else 1.0
 
+    @property
+    def setting(self) -> str:
+        """What decided, in words."""
+        if self.target_speedup:
+            return f"target_speedup {self.target_speedup:g}"
+        return f"residual_diff_threshold {self.residual_diff_threshold:g}"
+
     def summary(self) -> str:
         """One line for the log."""
         reused = ", ".join(
@@ -66,7 +76,7 @@ class RunReport:
             for label, records in self.conditionings.items()
         )
         line = (
-            f"FBCache {self.residual_diff_threshold:g} ({self.family}): reused {reused or '0/0'}; "
+            f"FBCache ({self.family}, {self.decision}, {self.setting}): reused {reused or '0/0'}; "
             f"blocks {self.num_block_calls}/{self.num_block_calls_baseline}; {self.seconds:.2f} s, "
             f"model about {self.estimated_speedup:.2f}x; {self.num_bytes / 2**20:.1f} MiB held"
         )
@@ -76,7 +86,7 @@ class RunReport:
         """The same for a person, a line for each fact; the last one says what to try where nothing was reused."""
         saved = 1 - self.num_block_calls / self.num_block_calls_baseline if self.num_block_calls_baseline else 0.0
         lines = [
-            f"FBCache ({self.family}), residual_diff_threshold {self.residual_diff_threshold:g}",
+            f"FBCache ({self.family}), decision {self.decision}, {self.setting}",
             *(_reused(label, records) for label, records in self.conditionings.items()),
             f"Blocks: {self.num_block_calls} of {self.num_block_calls_baseline} calls computed, {saved:.0%} saved",
             f"Time: {self.seconds:.2f} s measured; model about {self.estimated_speedup:.2f}x as fast (estimate)",
@@ -89,27 +99,24 @@ class RunReport:
         """Why nothing was reused and what to try; empty where something was, or no model call was made."""
         if self.num_reused_calls or not self.num_calls:
             return ""
-        if self.residual_diff_threshold == 0:
+        if self.residual_diff_threshold == 0 and not self.target_speedup:
             return "Nothing is reused at threshold 0."
-        smallest = self._smallest_change()
-        if smallest is not None and smallest < self.residual_diff_threshold:
-            return (
-                f"Nothing was reused, though the smallest change was only {smallest:.3f}: "
-                "start_percent, end_percent or warmup_steps leave no step for it."
-            )
+        smallest = self._smallest_difference()
+        if self.target_speedup or smallest is not None and smallest < self.residual_diff_threshold:
+            return "Nothing was reused: start_percent, end_percent, warmup_steps or too few steps leave no room for it."
         num_steps = self.num_steps or max((len(records) for records in self.conditionings.values()), default=0)
         why = "With fewer than 10 steps neighbouring steps differ too much. " if num_steps < 10 else ""
-        change = f"The smallest change was {smallest:.3f}: " if smallest is not None else ""
-        return f"Nothing was reused. {why}{change}raise residual_diff_threshold or take more steps."
+        known = f"The smallest difference was {smallest:.3f}. " if smallest is not None else ""
+        return f"Nothing was reused. {why}{known}Raise residual_diff_threshold or take more steps."
 
-    def _smallest_change(self) -> float | None:
-        """Of the steps; a step's change is its largest, since conditionings in one batch are reused together."""
-        changes: dict[int, float] = {}
+    def _smallest_difference(self) -> float | None:
+        """Of the steps; a step's is its largest, since conditionings in one batch are reused together."""
+        differences: dict[int, float] = {}
         for records in self.conditionings.values():
             for record in records:
                 if record.diff is not None:
-                    changes[record.step] = max(record.diff, changes.get(record.step, 0.0))
-        return min(changes.values(), default=None)
+                    differences[record.step] = max(record.diff, differences.get(record.step, 0.0))
+        return min(differences.values(), default=None)
 
 
 def _reused(label: str, records: Sequence[StepRecord]) -> str:

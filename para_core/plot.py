@@ -61,7 +61,8 @@ class ResidualPlot:
         diffs = [record.diff for records in report.conditionings.values() for record in records if record.diff]
         # A few steps at the ends change far more than the rest: they may leave the picture at its upper edge.
         typical = sorted(diffs)[int(len(diffs) * 0.8)] if diffs else 0.1
-        self.ceiling = max(1.4 * report.residual_diff_threshold, 1.3 * typical)
+        self.threshold = 0.0 if report.target_speedup else report.residual_diff_threshold
+        self.ceiling = max(1.4 * self.threshold, 1.3 * typical)
 
     def draw(self) -> Image.Image:
         for number, line in enumerate(self.title):
@@ -86,8 +87,8 @@ class ResidualPlot:
             self.canvas.line((self.left, y, self.right, y), PALE, scale)
             label = f"{share * self.ceiling:.3f}"
             self.canvas.text((self.left - 5 * scale, y), label, INK, self.font, anchor="rm")
-        if 0 < self.report.residual_diff_threshold:
-            y = self._y(self.report.residual_diff_threshold)
+        if self.threshold > 0:
+            y = self._y(self.threshold)
             for x in range(self.left, self.right, 10 * scale):
                 self.canvas.line((x, y, min(x + 6 * scale, self.right), y), THRESHOLD, scale)
 

@@ -22,7 +22,8 @@ def report(diffs=(None, 0.2, 0.05), reused=(False, False, True), threshold=0.1, 
 
 def test_summary_names_what_was_reused_and_what_it_gave():
     assert report().summary() == (
-        "FBCache 0.1 (flux): reused positive 1/3; blocks 21/30; 2.50 s, model about 1.43x; 3.0 MiB held"
+        "FBCache (flux, first_block, residual_diff_threshold 0.1): reused positive 1/3; blocks 21/30; 2.50 s, "
+        "model about 1.43x; 3.0 MiB held"
     )
 
 
@@ -30,7 +31,7 @@ def test_summary_says_what_to_try_when_nothing_was_reused():
     line = report((None, 0.2, 0.15), (False, False, False)).summary()
     assert line.endswith(
         "Nothing was reused. With fewer than 10 steps neighbouring steps differ too much. "
-        "The smallest change was 0.150: raise residual_diff_threshold or take more steps."
+        "The smallest difference was 0.150. Raise residual_diff_threshold or take more steps."
     )
     assert "fewer than 10" not in report((None, *[0.2] * 19), (False,) * 20).summary()
     assert report((None, 0.2, 0.1), (False,) * 3, threshold=0.0).summary().endswith("Nothing is reused at threshold 0.")
@@ -44,21 +45,29 @@ def test_few_steps_are_those_of_the_schedule():
 
 def test_advice_does_not_ask_for_a_higher_threshold_where_the_threshold_was_not_the_reason():
     advice = report((None, 0.02, 0.03), (False,) * 3).advice()
-    assert advice.startswith("Nothing was reused, though the smallest change was only 0.020: start_percent")
-    assert "raise" not in advice
+    assert advice == (
+        "Nothing was reused: start_percent, end_percent, warmup_steps or too few steps leave no room for it."
+    )
+    assert report((None, 0.2, 0.3), (False,) * 3, target_speedup=2.0).advice() == advice
 
 
-def test_smallest_change_is_what_a_batch_of_conditionings_would_need():
+def test_target_speedup_stands_in_for_the_threshold():
+    with_target = report(target_speedup=2.0, decision="prediction")
+    assert with_target.text().startswith("FBCache (flux), decision prediction, target_speedup 2\n")
+    assert "(flux, prediction, target_speedup 2)" in with_target.summary()
+
+
+def test_smallest_difference_is_what_a_batch_of_conditionings_would_need():
     records = {
         label: tuple(StepRecord(i, 1 - i / 10, d, False) for i, d in enumerate((None, *diffs)))
         for label, diffs in {"positive": (0.05, 0.3), "negative": (0.4, 0.2)}.items()
     }
-    assert "The smallest change was 0.300" in report((), (), conditionings=records, num_calls=3).advice()
+    assert "The smallest difference was 0.300" in report((), (), conditionings=records, num_calls=3).advice()
 
 
 def test_text_has_a_line_for_each_fact():
     assert report().text().splitlines() == [
-        "FBCache (flux), residual_diff_threshold 0.1",
+        "FBCache (flux), decision first_block, residual_diff_threshold 0.1",
         "positive: 1 of 3 steps reused",
         "Blocks: 21 of 30 calls computed, 30% saved",
         "Time: 2.50 s measured; model about 1.43x as fast (estimate)",
@@ -101,6 +110,11 @@ def test_plot_makes_room_for_its_title_and_has_the_wanted_size():
     assert highest_coloured_row(image) > highest_coloured_row(one_line) + 5 * 2 * 10
 
 
+def test_plot_has_no_threshold_where_a_target_decided():
+    assert num_red(draw_residual_curve(report(), (400, 200))) > 100
+    assert num_red(draw_residual_curve(report(target_speedup=2.0), (400, 200))) == 0
+
+
 def test_long_lines_are_wrapped():
     image = draw_text("a long line " * 20, 300)
     assert image.width == 300 and image.height > 3 * 16
@@ -115,3 +129,8 @@ def highest_coloured_row(image):
 def num_green(image):
     red, green, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
     return ((green > red + 60) & (green > blue)).sum()
+
+
+def num_red(image):
+    red, green, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
+    return ((red > green + 60) & (red > blue + 60)).sum()

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from para_core.block_forward import swapped_forwards
+from para_core.cache_run import CacheRun
 from para_core.families import BlockStack, ModelFamily, Stream
-from para_core.first_block import CacheRun, Step
+from para_core.first_block import Step
 from para_core.residual_cache import CacheConfig
 
 

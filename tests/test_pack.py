@@ -118,6 +118,7 @@ def test_registry_ships_the_models_and_no_tests(tmp_path):
         "web/docs/ParaFBCachePatcher.md",
         "web/fbcache.js",
         "web/fbcache_panel.js",
+        "web/fbcache_words.js",
         "para_core/demo/models/diffusion_models/para_demo_flux.safetensors",
         "para_core/demo/models/vae/para_demo_taesd.safetensors",
     ):

@@ -81,7 +81,8 @@ def test_own_nodes_have_the_widgets_of_their_schema(file, server):
     for node in own:
         values = widget_inputs(node, info[node["type"]])
         for name, value in values.items():
-            options = info[node["type"]]["input"]["required"][name][1]
+            kinds = info[node["type"]]["input"]
+            options = (kinds["required"] | kinds.get("optional", {}))[name][1]
             assert options.get("min", value) <= value <= options.get("max", value)
 
 

@@ -25,7 +25,8 @@ app.registerExtension({
     api.addEventListener("para.fbcache", (/** @type {CustomEvent<ReportEvent>} */ event) => receive(event.detail))
   },
   afterConfigureGraph() {
-    latest.forEach(show)
+    // Nodes 2.0 notices that a node has grown only once it has drawn it.
+    requestAnimationFrame(() => latest.forEach(show))
   },
 })
 

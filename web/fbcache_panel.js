@@ -6,10 +6,12 @@
  * @typedef {{ x: number, width: number, record: StepRecord }} Cell One evaluation; x and width count in steps.
  * @typedef {{ conditionings: Record<string, StepRecord[]>, residual_diff_threshold: number, num_calls: number,
  *   num_reused_calls: number, num_block_calls: number, num_block_calls_baseline: number, seconds: number,
- *   computed_seconds: number, reused_seconds: number, num_bytes: number, num_steps: number, finished: boolean
+ *   computed_seconds: number, reused_seconds: number, num_bytes: number, num_steps: number, finished: boolean,
+ *   decision: string, target_speedup: number
  * }} Report RunReport of para_core/cache_report.py
- * @typedef {Record<string, string>} Words
+ * @typedef {import("./fbcache_words.js").Words} Words
  */
+import { fill, wordsOf } from "./fbcache_words.js"
 
 const CHART_HEIGHT = 60 // at least
 const FEW_STEPS = 10
@@ -17,60 +19,6 @@ const MANY_STRIPS = 4
 const MANY_POINTS = 40
 const CURVES = ["#4f8ff0", "#e08a1e", "#a873dc", "#17a5a5"]
 const SVG_NAMES = ["svg", "title", "rect", "path", "line"]
-
-/** @type {Record<string, Words>} */
-const WORDS = {
-  en: {
-    positive: "positive",
-    negative: "negative",
-    conditioning: "conditioning",
-    progress: "step {at} of {all}",
-    strip: "{reused} of {all} reused",
-    cell: "step {step}: {state}, change {change}",
-    change: "change (0 to {ceiling})",
-    threshold: "threshold {threshold}",
-    curve: "Change of the first block at each step; the dashed line is the threshold",
-    computed: "computed",
-    reused: "reused",
-    coming: "to come",
-    blocks: "{computed} of {all} block calls computed, {saved} saved",
-    time: "{seconds} s, model about {speedup}x as fast (estimate)",
-    memory: "{size} MiB held",
-    zero: "Nothing is reused at threshold 0. Set -1 for the model's own value, or a value above 0.",
-    limits:
-      "Nothing was reused, though the smallest change was only {smallest}: start_percent, end_percent or " +
-      "warmup_steps leave no step for it.",
-    none: "Nothing was reused.",
-    few: "With fewer than 10 steps that is expected: neighbouring steps differ too much.",
-    smallest: "The smallest change was {smallest}.",
-    raise: "Raise residual_diff_threshold or take more steps.",
-    between: " ", // sentences
-  },
-  zh: {
-    positive: "正向",
-    negative: "负向",
-    conditioning: "条件",
-    progress: "第 {at} 步，共 {all} 步",
-    strip: "复用 {reused}/{all}",
-    cell: "第 {step} 步：{state}，变化 {change}",
-    change: "变化（0 到 {ceiling}）",
-    threshold: "阈值 {threshold}",
-    curve: "每一步首块的变化；虚线为阈值",
-    computed: "完整计算",
-    reused: "复用",
-    coming: "未到",
-    blocks: "块调用 {computed}/{all}，节省 {saved}",
-    time: "用时 {seconds} 秒，模型速度约为 {speedup} 倍（估计值）",
-    memory: "占用 {size} MiB",
-    zero: "阈值为 0 时从不复用。可设为 -1（模型的推荐值）或大于 0 的值。",
-    limits: "一步都没有复用，尽管最小变化只有 {smallest}：开始百分比、结束百分比或预热步数没有留下可复用的步。",
-    none: "一步都没有复用。",
-    few: "少于 10 步时这是正常的：相邻两步差别太大。",
-    smallest: "最小变化为 {smallest}。",
-    raise: "请调大残差差异阈值，或增加步数。",
-    between: "",
-  },
-}
 
 const STYLE = new CSSStyleSheet()
 STYLE.replaceSync(`
@@ -109,7 +57,7 @@ export class Panel {
 
   /** @param {Report} report @param {string} locale of the interface */
   draw(report, locale) {
-    const words = locale.startsWith("zh") ? WORDS.zh : WORDS.en
+    const words = wordsOf(locale)
     const strips = Object.entries(report.conditionings).flatMap((entry, index) => strip(report, words, entry, index))
     const parts = [head(report, words), ...strips, ...chart(report, words), facts(report, words)]
     if (report.finished) parts.push(...advice(report, words).map((text) => make("div", { class: "advice" }, text)))
@@ -123,9 +71,6 @@ export class Panel {
     return section && section - chart + CHART_HEIGHT
   }
 }
-
-/** @param {string} text @param {Record<string, unknown>} values */
-const fill = (text, values) => text.replace(/{(\w+)}/g, (_, name) => String(values[name]))
 
 /** @param {string} name @param {Record<string, unknown>} attributes @param {...(Element | string)} children */
 function make(name, attributes, ...children) {
@@ -189,8 +134,8 @@ function strip(report, words, [label, records], index) {
 
 /** @param {number} x @param {number} width @param {string} state @param {Words} words @param {StepRecord} [record] */
 function cell(x, width, state, words, record) {
-  const change = record?.diff === null ? "-" : record?.diff.toFixed(3)
-  const title = record ? fill(words.cell, { step: record.step + 1, state: words[state], change }) : words[state]
+  const difference = record?.diff?.toFixed(3) ?? "-"
+  const title = record ? fill(words.cell, { step: record.step + 1, state: words[state], difference }) : words[state]
   const height = state === "reused" ? 0.5 : 1 // not by colour alone
   const box = { x: x + 0.06 * width, y: 1 - height, width: 0.88 * width, height }
   return make("rect", { class: state, ...box }, make("title", {}, title))
@@ -198,23 +143,28 @@ function cell(x, width, state, words, record) {
 
 /** @param {Report} report @param {Words} words */
 function chart(report, words) {
-  const threshold = report.residual_diff_threshold
-  const changes = allRecords(report).flatMap((record) => record.diff ?? []).sort((a, b) => a - b)
-  // A few steps at the ends change far more than the rest: they may leave the chart at its upper edge.
-  const ceiling = Math.max(1.4 * threshold, 1.3 * (changes[Math.floor(0.8 * changes.length)] ?? 0)) || 0.1
-  const y = (/** @type {number} */ change) => 1 - Math.min(change / ceiling, 1)
+  const threshold = report.target_speedup ? 0 : report.residual_diff_threshold
+  const differences = allRecords(report).flatMap((record) => record.diff ?? []).sort((a, b) => a - b)
+  // A few steps at the ends differ far more than the rest: they may leave the chart at its upper edge.
+  const ceiling = Math.max(1.4 * threshold, 1.3 * (differences[Math.floor(0.8 * differences.length)] ?? 0)) || 0.1
+  const y = (/** @type {number} */ difference) => 1 - Math.min(difference / ceiling, 1)
   const across = (/** @type {string} */ name, /** @type {number} */ at) =>
     make("line", { class: name, x1: 0, x2: numSteps(report), y1: at, y2: at })
+  const lines = report.target_speedup ? [across("axis", 1)] : [across("axis", 1), across("threshold", y(threshold))]
   const curves = Object.values(report.conditionings).flatMap((records, index) => curve(records, y, colour(index)))
-  const shown = { ceiling: ceiling.toFixed(3), threshold: Number(threshold.toPrecision(3)) }
   const axis = make("div", { class: "row" },
-    make("span", {}, fill(words.change, shown)),
-    make("span", {}, make("i", { class: "key dashed" }), fill(words.threshold, shown)))
-  const lines = drawing(report, words.curve, across("axis", 1), across("threshold", y(threshold)), ...curves)
-  return [axis, make("div", { class: "chart" }, lines)]
+    make("span", {}, fill(words[report.decision], { ceiling: ceiling.toFixed(3) })), limit(report, words))
+  return [axis, make("div", { class: "chart" }, drawing(report, words.curve, ...lines, ...curves))]
 }
 
-/** @param {StepRecord[]} records @param {(change: number) => number} y @param {string} stroke */
+/** @param {Report} report @param {Words} words */
+function limit({ target_speedup: target, residual_diff_threshold: threshold }, words) {
+  if (target) return make("span", {}, fill(words.target, { target }))
+  const text = fill(words.threshold, { threshold: Number(threshold.toPrecision(3)) })
+  return make("span", {}, make("i", { class: "key dashed" }), text)
+}
+
+/** @param {StepRecord[]} records @param {(difference: number) => number} y @param {string} stroke */
 function curve(records, y, stroke) {
   const points = cellsOf(records).flatMap(({ x, width, record }) =>
     record.diff === null ? [] : { at: `${x + width / 2} ${y(record.diff)}`, reused: record.reused })
@@ -244,21 +194,20 @@ function estimatedSpeedup({ num_calls, num_reused_calls, computed_seconds, reuse
 /** @param {Report} report @param {Words} words @returns {string[]} as RunReport.advice */
 function advice(report, words) {
   if (report.num_reused_calls || !report.num_calls) return []
-  if (report.residual_diff_threshold === 0) return [words.zero]
-  const smallest = smallestChange(report)
-  const values = { smallest: smallest.toFixed(3) }
-  if (smallest < report.residual_diff_threshold) return [fill(words.limits, values)]
+  const [target, threshold, smallest] = [report.target_speedup, report.residual_diff_threshold, smallestOf(report)]
+  if (!target && threshold === 0) return [words.zero]
+  if (target || smallest < threshold) return [words.limits]
   const why = numSteps(report) < FEW_STEPS ? [words.few] : []
-  const change = Number.isFinite(smallest) ? [fill(words.smallest, values)] : []
-  return [[words.none, ...why, ...change, words.raise].join(words.between)]
+  const known = Number.isFinite(smallest) ? [fill(words.smallest, { smallest: smallest.toFixed(3) })] : []
+  return [[words.none, ...why, ...known, words.raise].join(words.between)]
 }
 
-/** @param {Report} report the smallest of the steps' changes; a step's is its largest, as in RunReport */
-function smallestChange(report) {
+/** @param {Report} report the smallest of the steps' differences; a step's is its largest, as in RunReport */
+function smallestOf(report) {
   /** @type {Map<number, number>} */
-  const changes = new Map()
+  const differences = new Map()
   for (const { step, diff } of allRecords(report)) {
-    if (diff !== null) changes.set(step, Math.max(diff, changes.get(step) ?? 0))
+    if (diff !== null) differences.set(step, Math.max(diff, differences.get(step) ?? 0))
   }
-  return Math.min(...changes.values())
+  return Math.min(...differences.values())
 }

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..block_forward import swapped_forwards
 from ..budget import Budget
 from ..cache_report import RunReport
+from ..cache_run import CacheRun
 from ..families import ModelFamily, family_of
-from ..first_block import CachedCall, CacheRun, Step
+from ..first_block import CachedCall, Step
 from ..residual_cache import CacheConfig
 
 logger = logging.getLogger(__name__)

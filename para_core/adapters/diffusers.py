@@ -15,8 +15,9 @@ from diffusers.hooks.hooks import StateManager
 from ..block_forward import swapped_forwards
 from ..budget import Budget
 from ..cache_report import RunReport
+from ..cache_run import CacheRun
 from ..families import family_of
-from ..first_block import CacheRun, Step
+from ..first_block import Step
 from ..residual_cache import CacheConfig
 
 logger = logging.getLogger(__name__)

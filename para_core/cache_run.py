@@ -1,0 +1,111 @@
+"""The state of one sampling run with the cache: what each conditioning left behind, and the numbers of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from .budget import Budget
+from .cache_report import RunReport, StepRecord
+from .families import ModelFamily
+from .first_block import CachedCall, RunState, Step
+from .predicted_cache import PredictedCache
+from .residual_cache import CacheConfig, ResidualCache
+
+
+class CacheRun(RunState):
+    """The state of one sampling run: a residual cache per conditioning, and what was done.
+
+    Made when sampling starts and dropped when it ends; nothing outlives it. Conditionings are told apart by the keys
+    that the adapter gives (conditioning id, context window, model, ...); the rows of a batch are cut accordingly,
+    so that residuals stay apart however the host batches.
+    """
+
+    # States that no step has touched for this long belong to passes that ended (another pack's short-lived patches).
+    STALE_STEPS = 4
+    CACHES = {"first_block": ResidualCache, "prediction": PredictedCache}
+    # Errors of a prediction are smaller than the changes that families' thresholds speak of.
+    DEFAULT_SHARE = {"first_block": 1.0, "prediction": 0.5}
+
+    def __init__(self, family: ModelFamily, config: CacheConfig) -> None:
+        threshold = config.residual_diff_threshold
+        self.family = family
+        default = family.residual_diff_threshold * self.DEFAULT_SHARE[config.decision]
+        super().__init__(config, default if threshold is None else threshold)
+        self._budgets: dict[tuple[Hashable, ...], Budget] = {}  # of conditionings that are evaluated together
+        self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream
+        self._last_step: dict[Hashable, int] = {}
+        self._labels: dict[Hashable, str] = {}
+        self._records: dict[str, list[StepRecord]] = {}
+        self._num_calls = {False: 0, True: 0}
+        self._call_seconds = {False: 0.0, True: 0.0}
+        self._num_block_calls = 0
+        self._num_block_calls_baseline = 0
+        self._started: float | None = None  # the first model call; loading the model is not the cache's time
+
+    @contextmanager
+    def call(
+        self, family: ModelFamily, num_blocks: Sequence[int], conditionings: Mapping[Hashable, str], step: Step
+    ) -> Iterator[CachedCall]:
+        """One model call over a batch whose equal row chunks are `conditionings` (key to name), in order.
+
+        num_blocks: blocks of each of the family's stacks.
+        """
+        caches = [self._cache(key, step.index, len(family.cached)) for key in conditionings]
+        budget = self._budget(tuple(conditionings), sum(num_blocks))
+        call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
+        started = time.perf_counter()
+        self._started = self._started or started
+        yield call
+        if not call.decided:
+            return
+        self._num_calls[call.reuses] += 1
+        self._call_seconds[call.reuses] += time.perf_counter() - started
+        self._num_block_calls += 1 if call.reuses else sum(num_blocks)
+        self._num_block_calls_baseline += sum(num_blocks)
+        for (key, name), diff in zip(conditionings.items(), call.diffs, strict=True):
+            self._records[self._label(key, name)].append(StepRecord(step.index, step.sigma, diff, call.reuses))
+
+    def _label(self, key: Hashable, name: str) -> str:
+        """`name`, numbered where several conditionings share it (regional prompts, context windows)."""
+        if key not in self._labels:
+            taken = sum(label.split(" #")[0] == name for label in self._labels.values())
+            self._labels[key] = f"{name} #{taken + 1}" if taken else name
+            self._records[self._labels[key]] = []
+        return self._labels[key]
+
+    def _cache(self, key: Hashable, step: int, num_streams: int) -> tuple[ResidualCache, ...]:
+        if key not in self._caches:
+            for stale in [k for k, last in self._last_step.items() if abs(step - last) > self.STALE_STEPS]:
+                del self._caches[stale], self._last_step[stale]
+        self._last_step[key] = step
+        make = self.CACHES[self.config.decision]
+        return self._caches.setdefault(key, tuple(make(self.config) for _ in range(num_streams)))
+
+    def _budget(self, keys: tuple[Hashable, ...], num_blocks: int) -> Budget | None:
+        if not self.config.target_speedup:
+            return None
+        if keys not in self._budgets:
+            self._budgets[keys] = Budget(self.config.target_speedup, num_blocks)
+        return self._budgets[keys]
+
+    def report(self, *, num_steps: int = 0, finished: bool = True) -> RunReport:
+        """What the run did so far."""
+        return RunReport(
+            family=self.family.name,
+            residual_diff_threshold=self.threshold,
+            conditionings={label: tuple(records) for label, records in self._records.items()},
+            num_calls=sum(self._num_calls.values()),
+            num_reused_calls=self._num_calls[True],
+            num_block_calls=self._num_block_calls,
+            num_block_calls_baseline=self._num_block_calls_baseline,
+            seconds=time.perf_counter() - self._started if self._started else 0.0,
+            computed_seconds=self._call_seconds[False],
+            reused_seconds=self._call_seconds[True],
+            num_bytes=sum(cache.num_bytes for caches in self._caches.values() for cache in caches),
+            num_steps=num_steps,
+            finished=finished,
+            decision=self.config.decision,
+            target_speedup=self.config.target_speedup,
+        )
