@@ -223,8 +223,8 @@ def test_panel_survives_undo_and_redo(interface, vue):
     """The interface builds all nodes anew for that; the panel must not count as a change of the workflow."""
     page = open_demo(interface, vue=vue)
     page.wait_for_timeout(1000)  # Nodes 2.0 gives nodes other sizes at first, which is a change
-    page.evaluate(SEND, {})
     page.mouse.click(1500, 500)
+    page.evaluate(SEND, {})
     for value in (0.2, 0.3):
         choose(page, "ParaFBCachePatcher", residual_diff_threshold=value)
         page.mouse.click(1500, 500)
@@ -269,6 +269,17 @@ def test_events_of_another_workflow_or_node_are_not_shown(interface):
         page.evaluate(SEND, changes)
     page.evaluate(SEND, {"conditionings": {}})
     assert page.evaluate("() => app.rootGraph.nodes.every(node => !node.widgets?.some(w => w.name === 'para_fbcache'))")
+
+
+def test_run_that_ended_in_another_tab_is_shown_on_return(interface):
+    page = open_demo(interface)
+    first = page.evaluate("() => app.rootGraph.id")
+    open_demo(interface)
+    page.evaluate(SEND, {"workflow": first})
+    assert not page.evaluate(f"() => ({PANEL})")
+    workflow = json.loads(DEMO.read_text(encoding="utf-8")) | {"id": first}
+    page.evaluate("workflow => app.loadGraphData(workflow, true, true, 'demo')", workflow)
+    page.wait_for_function(f"() => ({PANEL})")
 
 
 @pytest.mark.parametrize("palette", ["dark", "light"])

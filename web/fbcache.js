@@ -16,6 +16,8 @@ const MAX_REMEMBERED = 50
 
 /** @type {WeakMap<object, Panel>} by node */
 const panels = new WeakMap()
+/** @type {WeakMap<object, number>} by node: its height without a panel */
+const heights = new WeakMap()
 /** @type {Map<string, ReportEvent>} The latest of each node: undo and changing tabs build a workflow's nodes anew. */
 const latest = new Map()
 
@@ -25,6 +27,10 @@ app.registerExtension({
     api.addEventListener("para.fbcache", (/** @type {CustomEvent<ReportEvent>} */ event) => receive(event.detail))
   },
   afterConfigureGraph() {
+    for (const report of latest.values()) {
+      const node = nodeOf(report)
+      if (node) keepSavedHeight(node)
+    }
     // Nodes 2.0 notices that a node has grown only once it has drawn it.
     requestAnimationFrame(() => latest.forEach(show))
   },
@@ -43,22 +49,23 @@ function receive(report) {
 
 /** @param {ReportEvent} report */
 function show(report) {
-  // Another workflow may be open by now, with other nodes under the same ids.
-  const node = report.workflow === app.rootGraph.id ? findNode(report.node) : null
-  if (node?.comfyClass !== NODE_CLASS) return
+  const node = nodeOf(report)
+  if (!node) return
   const panel = panels.get(node) ?? addPanel(node)
   panel.draw(report, String(setting("Comfy.Locale")))
   node.setDirtyCanvas(true, true)
 }
 
+/** @param {ReportEvent} report Undefined where another workflow is open by now, with other nodes under the same ids. */
+function nodeOf(report) {
+  if (report.workflow !== app.rootGraph.id) return undefined
+  const [id, ...inner] = report.node.split(":")
+  const node = inner.reduce((outer, next) => outer?.subgraph?.getNodeById(next), app.rootGraph.getNodeById(id))
+  return node?.comfyClass === NODE_CLASS ? node : undefined
+}
+
 /** @param {string} id */
 const setting = (id) => app.extensionManager.setting.get(id)
-
-/** @param {string} executionId */
-function findNode(executionId) {
-  const [id, ...inner] = executionId.split(":")
-  return inner.reduce((node, next) => node?.subgraph?.getNodeById(next), app.rootGraph.getNodeById(id))
-}
 
 /** @param {any} node */
 function addPanel(node) {
@@ -85,14 +92,15 @@ function zoomCanvas(event) {
 }
 
 /**
- * Let a saved workflow have the height that the node had without the panel, so that a run changes nothing in it.
+ * Let the workflow be saved with the height that the node has without a panel, so that a run changes nothing in it.
  * @param {any} node
  */
 function keepSavedHeight(node) {
-  const height = node.size[1]
+  if (heights.has(node)) return
+  heights.set(node, node.size[1])
   const before = node.onSerialize
   node.onSerialize = function (/** @type {{ size: [number, number] }} */ saved) {
     before?.call(this, saved)
-    saved.size = [saved.size[0], height]
+    saved.size = [saved.size[0], heights.get(this) ?? saved.size[1]]
   }
 }
