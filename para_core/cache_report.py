@@ -90,7 +90,7 @@ class RunReport:
             *(_reused(label, records) for label, records in self.conditionings.items()),
             f"Blocks: {self.num_block_calls} of {self.num_block_calls_baseline} calls computed, {saved:.0%} saved",
             f"Time: {self.seconds:.2f} s measured; model about {self.estimated_speedup:.2f}x as fast (estimate)",
-            f"Memory: {self.num_bytes / 2**20:.1f} MiB of residuals held",
+            f"Memory: {self.num_bytes / 2**20:.2f} MiB of residuals held",
             self.advice(),
         ]
         return "\n".join(filter(None, lines))

@@ -61,14 +61,14 @@ FITS = f"""() => {{
 }}"""
 LANGUAGES = {
     "en": {
-        "facts": r"(\d+) of (\d+) block calls computed, (\d+)% saved.* s, model about \d+\.\d\dx.*\d+\.\d MiB held",
+        "facts": r"(\d+) of (\d+) block calls computed, (\d+)% saved.* s, model about \d+\.\d\dx.*\d+\.\d\d MiB held",
         "strip": "{} of {} reused",
         "zero": "Nothing is reused at threshold 0.",
         "none": "Nothing was reused. With fewer than 10 steps that is expected",
         "raise": "Raise residual_diff_threshold or take more steps.",
     },
     "zh": {
-        "facts": r"块调用 (\d+)/(\d+)，节省 (\d+)%.*用时 \d+\.\d\d 秒，模型速度约为 \d+\.\d\d 倍.*占用 \d+\.\d MiB",
+        "facts": r"块调用 (\d+)/(\d+)，节省 (\d+)%.*用时 \d+\.\d\d 秒，模型速度约为 \d+\.\d\d 倍.*占用 \d+\.\d\d MiB",
         "strip": "复用 {}/{}",
         "zero": "阈值为 0 时从不复用。",
         "none": "一步都没有复用。少于 10 步时这是正常的",
@@ -287,6 +287,7 @@ def test_words_are_readable_in_both_palettes(interface, palette):
     page = open_page(interface, palette=palette)
     page.evaluate(SEND, {"finished": False, "num_steps": 40})
     panels(page).wait_for(state="visible")
+    assert "28 / 40" in text(page)
     assert page.evaluate(CONTRAST) >= 4.5, "WCAG AA"
     save_picture(interface, f"fbcache_{palette}.png")
 

@@ -71,7 +71,7 @@ def test_text_has_a_line_for_each_fact():
         "positive: 1 of 3 steps reused",
         "Blocks: 21 of 30 calls computed, 30% saved",
         "Time: 2.50 s measured; model about 1.43x as fast (estimate)",
-        "Memory: 3.0 MiB of residuals held",
+        "Memory: 3.00 MiB of residuals held",
     ]
     nothing = report((None, 0.2, 0.15), (False,) * 3)
     assert nothing.text().splitlines()[-1] == nothing.advice()

@@ -110,7 +110,7 @@ function cellsOf(records) {
 /** @param {Report} report @param {Words} words */
 function head(report, words) {
   const at = Math.max(0, ...allRecords(report).map((record) => record.step + 1))
-  const progress = report.finished ? "" : fill(words.progress, { at, all: numSteps(report) })
+  const progress = report.finished ? "" : `${at} / ${numSteps(report)}`
   const legend = ["computed", "reused", "coming"].map((state) =>
     make("span", {}, make("i", { class: `key ${state}` }), words[state]))
   return make("div", { class: "row head" }, make("div", { class: "row" }, ...legend), make("span", {}, progress))
@@ -180,7 +180,7 @@ function facts(report, words) {
   const lines = [
     fill(words.blocks, { computed, all, saved: `${Math.round(100 * (1 - computed / (all || 1)))}%` }),
     fill(words.time, { seconds: report.seconds.toFixed(2), speedup: estimatedSpeedup(report).toFixed(2) }),
-    fill(words.memory, { size: (report.num_bytes / 2 ** 20).toFixed(1) }),
+    fill(words.memory, { size: (report.num_bytes / 2 ** 20).toFixed(2) }),
   ]
   return make("div", { class: "facts" }, ...lines.map((line) => make("div", {}, line)))
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 # The one key of ours: in transformer_options (configs, the run) and among the host's wrappers.
 KEY = "para_accelerate"
 WRAPPERS = comfy.patcher_extension.WrappersMP
+TELL_INTERVAL = 0.05  # building a report costs as much as a small model's block
 
 
 @dataclass
@@ -39,7 +41,7 @@ class RunLog:
 class FBCacheOption:
     """What the FBCache Patcher leaves on a MODEL.
 
-    listener: called with the report after each model call of a run, and when the run has ended.
+    listener: called with the report while a run goes on, and when it has ended.
     """
 
     family: ModelFamily
@@ -63,10 +65,15 @@ class SamplingRun:
     time_of: Callable[[float], float]
     schedule: list[float] | None = None
     times: dict[float, float] = field(default_factory=dict)
+    told: float = 0.0
     seen: set[Hashable] | None = None
 
-    def tell(self, *, finished: bool) -> RunReport:
-        """Give the listener the report as it stands."""
+    def tell(self, *, finished: bool) -> RunReport | None:
+        """Give the listener the report as it stands, while the run goes on at most every TELL_INTERVAL seconds."""
+        now = time.perf_counter()
+        if not finished and (self.option.listener is None or now - self.told < TELL_INTERVAL):
+            return None
+        self.told = now
         num_steps = len(self.schedule) - 1 if self.schedule else 0
         report = self.cache.report(num_steps=num_steps, finished=finished)
         if self.option.listener is not None:
@@ -100,8 +107,8 @@ def apply_fbcache(
 ) -> ModelPatcher:
     """A clone of `model` that samples with the first-block cache; `model` itself is not changed.
 
-    A cache that was attached before is replaced. listener: called with the report after each model call of a run, and
-    when the run has ended (`finished`). Raises ValueError for a model that no family serves.
+    A cache that was attached before is replaced. listener: called with the report while a run goes on, and
+    when it has ended (`finished`). Raises ValueError for a model that no family serves.
     """
     diffusion_model = _diffusion_model(model.model)
     family = family_of(diffusion_model)
