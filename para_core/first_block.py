@@ -75,6 +75,11 @@ class CachedCall:
         self._first_residuals: list[Tensor] = []
         self._first_outs: list[Tensor] = []
 
+    def needs(self, stack: int, index: int) -> bool:
+        """Whether this block must ask; where nothing can be reused only the first and the last one have to."""
+        reusable = self._run.threshold > 0 or self._budget is not None
+        return reusable or (stack, index) in (self._first_position, self._last_position)
+
     def block(
         self,
         stack: int,

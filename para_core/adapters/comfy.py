@@ -250,6 +250,8 @@ def _with_block_patches(
     dit = replace["dit"] = dict(replace.get("dit", {}))
     for number, (stack, count) in enumerate(zip(family.stacks, num_blocks, strict=True)):
         for index in range(count if stack.hook is not None else 0):
+            if not call.needs(number, index):
+                continue
             key = (stack.hook, index)
             dit[key] = _block_patch(call, number, index, dit.get(key))
     return {**options, "patches_replace": replace}
