@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..para_core.adapters.comfy import has_fbcache, last_report
+from ..para_core.adapters.comfy_fbcache import has_fbcache, last_report
 from ..para_core.plot import draw_residual_curve, draw_text
 
 WIDTH, CURVE_HEIGHT, LINE_HEIGHT = 640, 230, 16

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..para_core.adapters.comfy import apply_fbcache
+from ..para_core.adapters.comfy_fbcache import apply_fbcache
 from ..para_core.residual_cache import DECISIONS, MAX_ORDER, CacheConfig
 from .events import send_report
 

@@ -37,7 +37,7 @@ def green(image: np.ndarray) -> int:
 
 
 def test_report_gives_picture_text_and_numbers_of_the_run(report_node, sampled):
-    from para_core.adapters.comfy import last_report
+    from para_core.adapters.comfy_fbcache import last_report
 
     plot, text, values = report_node.execute(*sampled).args
     assert plot.ndim == 4 and plot.shape[0] == 1 and plot.shape[3] == 3

@@ -37,7 +37,7 @@ def cost(patcher, tiny):
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
 def test_a_reused_step_costs_little_more_than_block_0(name):
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.families import family_of
     from para_core.residual_cache import CacheConfig
 
@@ -56,7 +56,7 @@ def test_a_reused_step_costs_little_more_than_block_0(name):
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
 def test_threshold_0_adds_no_multiplications_and_few_operations(name):
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
     tiny = TINY_MODELS[name]

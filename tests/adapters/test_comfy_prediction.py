@@ -11,7 +11,7 @@ ORDERS = pytest.mark.parametrize("order", [0, 1, 2])
 
 
 def fbcache(patcher, listener=None, **config):
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
     return apply_fbcache(patcher, CacheConfig(decision="prediction", **config), listener=listener)

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.usefixtures("comfy")
 
 
 def fbcache(patcher, residual_diff_threshold, listener=None):
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
     return apply_fbcache(patcher, CacheConfig(residual_diff_threshold), listener=listener)

@@ -37,7 +37,7 @@ def measure(num_pairs: int, side: int) -> None:
     import comfy.sd
     from torch import nn
 
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.demo.weights import TRANSFORMER_FILE
     from para_core.residual_cache import CacheConfig
 

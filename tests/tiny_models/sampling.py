@@ -11,7 +11,7 @@ from .tiny_model import TinyModel, conditioning
 
 def fbcache(patcher, residual_diff_threshold, listener=None, **config):
     """The patcher with the first-block cache; config as in CacheConfig."""
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
     return apply_fbcache(patcher, CacheConfig(residual_diff_threshold, **config), listener=listener)

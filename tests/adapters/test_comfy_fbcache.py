@@ -229,7 +229,7 @@ def test_skip_layer_guidance_keeps_its_own_residuals(threshold):
 
 
 def test_unknown_model_is_refused_by_name_before_sampling():
-    from para_core.adapters.comfy import apply_fbcache
+    from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
     model = build(FLUX)

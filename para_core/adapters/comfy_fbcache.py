@@ -1,4 +1,4 @@
-"""ComfyUI: attaches configs to a MODEL and realises them while it samples, through the host's wrappers and hooks."""
+"""ComfyUI: the first-block cache on a MODEL, realised while it samples, through the host's wrappers and hooks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
-import comfy.patcher_extension
 import torch
-from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ..block_forward import swapped_forwards
 from ..budget import Budget
@@ -21,12 +18,12 @@ from ..cache_run import CacheRun
 from ..families import ModelFamily, family_of
 from ..first_block import CachedCall, Step
 from ..residual_cache import CacheConfig
+from .comfy_conditionings import conditionings_of
+from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of
 
 logger = logging.getLogger(__name__)
 
-# The one key of ours: in transformer_options (configs, the run) and among the host's wrappers.
-KEY = "para_accelerate"
-WRAPPERS = comfy.patcher_extension.WrappersMP
+NAME = "fbcache"
 TELL_INTERVAL = 0.05  # building a report costs as much as a small model's block
 
 
@@ -110,46 +107,34 @@ def apply_fbcache(
     A cache that was attached before is replaced. listener: called with the report while a run goes on, and
     when it has ended (`finished`). Raises ValueError for a model that no family serves.
     """
-    diffusion_model = _diffusion_model(model.model)
+    diffusion_model = diffusion_model_of(model.model)
     family = family_of(diffusion_model)
     if config.target_speedup:  # refused here, not in the middle of sampling
         Budget(config.target_speedup, sum(len(stack.blocks_in(diffusion_model)) for stack in family.stacks))
-    return _attach(model, fbcache=FBCacheOption(family, config, listener))
+    wrappers = {
+        WRAPPERS.OUTER_SAMPLE: _outer_sample,
+        WRAPPERS.PREDICT_NOISE: _predict_noise,
+        WRAPPERS.APPLY_MODEL: _apply_model,
+    }
+    return attach(model, NAME, FBCacheOption(family, config, listener), wrappers)
 
 
 def has_fbcache(model: ModelPatcher) -> bool:
     """Whether this MODEL samples with the first-block cache."""
-    return "fbcache" in model.model_options["transformer_options"].get(KEY, {})
+    return option_of(model, NAME) is not None
 
 
 def last_report(model: ModelPatcher) -> RunReport | None:
     """The report of this MODEL's latest run with the cache; None before there was one, or without a patcher."""
-    return model.model_options["transformer_options"][KEY]["fbcache"].log.report if has_fbcache(model) else None
-
-
-def _attach(model: ModelPatcher, **options: object) -> ModelPatcher:
-    """A clone that carries `options`, whatever the order in which the nodes of this pack are wired."""
-    clone = model.clone()
-    clone.model_options["transformer_options"].setdefault(KEY, {}).update(options)
-    for kind, wrapper in (
-        (WRAPPERS.OUTER_SAMPLE, _outer_sample),
-        (WRAPPERS.PREDICT_NOISE, _predict_noise),
-        (WRAPPERS.APPLY_MODEL, _apply_model),
-    ):
-        clone.remove_wrappers_with_key(kind, KEY)
-        clone.add_wrapper_with_key(kind, KEY, wrapper)
-    return clone
-
-
-def _diffusion_model(model: BaseModel):
-    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+    option: FBCacheOption | None = option_of(model, NAME)
+    return None if option is None else option.log.report
 
 
 def _outer_sample(executor, *args, **kwargs):
     """Give the sampling run a state of its own, on the guider's per-run copy of the model options."""
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
-    fbcache: FBCacheOption = options[KEY]["fbcache"]
+    fbcache: FBCacheOption = options[KEY][NAME]
     sampling = guider.model_patcher.get_model_object("model_sampling")
     start, end = fbcache.config.start_percent, fbcache.config.end_percent
     run = SamplingRun(
@@ -170,7 +155,7 @@ def _outer_sample(executor, *args, **kwargs):
 
 def _predict_noise(executor, x, timestep, model_options, *args, **kwargs):
     """One evaluation by the sampler: the main pass, and whatever passes guidance adds to it."""
-    run: SamplingRun | None = model_options["transformer_options"].get(KEY, {}).get("run")
+    run: SamplingRun | None = options_of(model_options["transformer_options"]).get("run")
     if run is None:
         return executor(x, timestep, model_options, *args, **kwargs)
     run.seen = set()
@@ -183,60 +168,23 @@ def _predict_noise(executor, x, timestep, model_options, *args, **kwargs):
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """Put the cache around the blocks of this one model call; without a run (a foreign sampler) do nothing."""
     options = transformer_options or {}
-    run: SamplingRun | None = options.get(KEY, {}).get("run")
+    run: SamplingRun | None = options_of(options).get("run")
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-    model = _diffusion_model(executor.class_obj)
+    model = diffusion_model_of(executor.class_obj)
     try:
         family = family_of(model)
     except ValueError:  # a guider's second model, of a family without a cache: it runs as it is
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     with (
-        run.cache.call(family, num_blocks, _conditionings(model, x, options, run.seen), run.step(options)) as call,
+        run.cache.call(family, num_blocks, conditionings_of(model, x, options, run.seen), run.step(options)) as call,
         swapped_forwards(model, family, call),
     ):
         options = _with_block_patches(options, family, num_blocks, call)
         output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     run.tell(finished=False)
     return output
-
-
-def _conditionings(model: object, x: Tensor, options: Mapping, seen: set[Hashable] | None) -> dict[Hashable, str]:
-    """A key for each conditioning in the batch, in row order, and the name under which it is shown.
-
-    The same conditioning is evaluated for other purposes too: by another device's thread, for a window of the video,
-    or once more by guidance that changes what the blocks do (skip-layer, perturbed attention, spatio-temporal). Each
-    of these has its own residuals. The role is part of the key because for an area that one side lacks, the host makes
-    a conditioning with the id of the other side's.
-    """
-    roles = options.get("cond_or_uncond", [0])
-    uuids = options.get("uuids", roles)
-    window = options.get("context_window")
-    window = tuple(getattr(window, "index_list", ())) if window is not None else None
-    shared = (id(model), x.device, x.shape[1:], window, _foreign(options))
-    names = {0: "positive", 1: "negative"}
-    seen = set() if seen is None else seen
-    keys: dict[Hashable, str] = {}
-    for role, uuid in zip(roles, uuids, strict=True):
-        number = 0
-        while (key := (role, uuid, number, *shared)) in seen:
-            number += 1
-        seen.add(key)
-        keys[key] = names.get(role, f"conditioning {role}")
-    return keys
-
-
-def _foreign(options: Mapping) -> Hashable:
-    """What tells this pass from another of the same conditioning: other packs' block patches and switches."""
-    patches = frozenset(
-        (kind, key, patch if isinstance(patch, Hashable) else id(patch))
-        for kind, found in options.get("patches_replace", {}).items()
-        for key, patch in found.items()
-    )
-    # Not numbers: they may change with every step.
-    switches = frozenset((key, value) for key, value in options.items() if isinstance(value, (bool, str, frozenset)))
-    return patches, switches
 
 
 def _with_block_patches(

@@ -1,0 +1,43 @@
+"""ComfyUI: what the nodes leave on a MODEL: a frozen option for each node, and the wrappers that realise it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import comfy.patcher_extension
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+# The one key of ours in transformer_options; in front of a dot, also of our keys among the host's wrappers.
+KEY = "para_accelerate"
+WRAPPERS = comfy.patcher_extension.WrappersMP
+
+
+def attach(model: ModelPatcher, name: str, option: object, wrappers: Mapping[str, Callable]) -> ModelPatcher:
+    """A clone that carries `option` under `name`, in place of the one it had; `model` itself is not changed.
+
+    wrappers: kind (of WRAPPERS) to what the host calls. They read the option when they run, so that the order in which
+    the nodes of this pack are wired plays no part.
+    """
+    clone = model.clone()
+    clone.model_options["transformer_options"].setdefault(KEY, {})[name] = option
+    for kind, wrapper in wrappers.items():
+        clone.remove_wrappers_with_key(kind, f"{KEY}.{name}")
+        clone.add_wrapper_with_key(kind, f"{KEY}.{name}", wrapper)
+    return clone
+
+
+def options_of(transformer_options: Mapping | None) -> Mapping[str, object]:
+    """Our options, by name; empty for a MODEL without any."""
+    return (transformer_options or {}).get(KEY, {})
+
+
+def option_of(model: ModelPatcher, name: str) -> object | None:
+    """The option that a MODEL carries under `name`, or None."""
+    return options_of(model.model_options["transformer_options"]).get(name)
+
+
+def diffusion_model_of(model: BaseModel) -> nn.Module:
+    """The diffusion model itself, also where another pack has compiled it."""
+    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
