@@ -34,6 +34,12 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def comfy(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """From here on `import comfy...`, `import nodes` and so on are ComfyUI's; the checkout itself stays clean."""
+    boot_comfyui(comfyui, tmp_path_factory.mktemp("comfyui"))
+    return comfyui
+
+
+def boot_comfyui(comfyui: Path, base_directory: Path) -> None:
+    """Make this process one in which ComfyUI's modules can be imported."""
     # In front of everything: the pack's own folder has a `nodes` too.
     sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args
@@ -41,12 +47,11 @@ def comfy(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Before model_management is imported: without it that import looks for a GPU and fails.
     args.cpu = True
     args.use_pytorch_cross_attention = True
-    args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
+    args.base_directory = str(base_directory)
     import comfy.model_management  # noqa: F401
 
     # On models this small further threads only wait for each other.
     torch.set_num_threads(1)
-    return comfyui
 
 
 @pytest.fixture(autouse=True)
