@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from .budget import Budget
 from .cache_report import RunReport, StepRecord
@@ -12,6 +13,14 @@ from .families import ModelFamily
 from .first_block import CachedCall, RunState, Step
 from .predicted_cache import PredictedCache
 from .residual_cache import CacheConfig, ResidualCache
+
+
+class Decided(Protocol):
+    """What became of a model call. decided: block 0 has run; diffs: an estimate for each conditioning, if any."""
+
+    decided: bool
+    reuses: bool
+    diffs: Sequence[float | None]
 
 
 class CacheRun(RunState):
@@ -55,9 +64,17 @@ class CacheRun(RunState):
         caches = [self._cache(key, step.index, len(family.cached)) for key in conditionings]
         budget = self._budget(tuple(conditionings), sum(num_blocks))
         call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
+        with self.noted(call, num_blocks, conditionings, step):
+            yield call
+
+    @contextmanager
+    def noted(
+        self, call: Decided, num_blocks: Sequence[int], conditionings: Mapping[Hashable, str], step: Step
+    ) -> Iterator[None]:
+        """Within the context the model is called; afterwards what `call` decided is entered into the books."""
         started = time.perf_counter()
         self._started = self._started or started
-        yield call
+        yield
         if not call.decided:
             return
         self._num_calls[call.reuses] += 1
@@ -90,8 +107,13 @@ class CacheRun(RunState):
             self._budgets[keys] = Budget(self.config.target_speedup, num_blocks)
         return self._budgets[keys]
 
-    def report(self, *, num_steps: int = 0, finished: bool = True) -> RunReport:
-        """What the run did so far."""
+    @property
+    def num_bytes(self) -> int:
+        """Held for residuals, here."""
+        return sum(cache.num_bytes for caches in self._caches.values() for cache in caches)
+
+    def report(self, *, num_steps: int = 0, finished: bool = True, num_bytes: int | None = None) -> RunReport:
+        """What the run did so far. num_bytes: where the residuals are held elsewhere."""
         return RunReport(
             family=self.family.name,
             residual_diff_threshold=self.threshold,
@@ -103,7 +125,7 @@ class CacheRun(RunState):
             seconds=time.perf_counter() - self._started if self._started else 0.0,
             computed_seconds=self._call_seconds[False],
             reused_seconds=self._call_seconds[True],
-            num_bytes=sum(cache.num_bytes for caches in self._caches.values() for cache in caches),
+            num_bytes=self.num_bytes if num_bytes is None else num_bytes,
             num_steps=num_steps,
             finished=finished,
             decision=self.config.decision,

@@ -20,6 +20,7 @@ from ..first_block import CachedCall, Step
 from ..residual_cache import CacheConfig
 from .comfy_conditionings import conditionings_of
 from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of
+from .comfy_stand_in import RemoteCall, StandIn
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class SamplingRun:
 
     sigma_range: highest and lowest sigma at which reuse is allowed.
     time_of: what the model is conditioned on at a sigma; times: as asked so far.
+    num_bytes: of residuals in other processes; None where they are in this one.
     seen: the keys of what the sampler's current evaluation has asked of the model so far; None outside of one.
     """
 
@@ -63,6 +65,7 @@ class SamplingRun:
     schedule: list[float] | None = None
     times: dict[float, float] = field(default_factory=dict)
     told: float = 0.0
+    num_bytes: int | None = None
     seen: set[Hashable] | None = None
 
     def tell(self, *, finished: bool) -> RunReport | None:
@@ -72,7 +75,7 @@ class SamplingRun:
             return None
         self.told = now
         num_steps = len(self.schedule) - 1 if self.schedule else 0
-        report = self.cache.report(num_steps=num_steps, finished=finished)
+        report = self.cache.report(num_steps=num_steps, finished=finished, num_bytes=self.num_bytes)
         if self.option.listener is not None:
             self.option.listener(report)
         return report
@@ -171,18 +174,27 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     run: SamplingRun | None = options_of(options).get("run")
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-    model = diffusion_model_of(executor.class_obj)
+    found = diffusion_model_of(executor.class_obj)
+    model = found.original if isinstance(found, StandIn) else found
     try:
         family = family_of(model)
     except ValueError:  # a guider's second model, of a family without a cache: it runs as it is
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
-    with (
-        run.cache.call(family, num_blocks, conditionings_of(model, x, options, run.seen), run.step(options)) as call,
-        swapped_forwards(model, family, call),
-    ):
-        options = _with_block_patches(options, family, num_blocks, call)
-        output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    conditionings, step = conditionings_of(model, x, options, run.seen), run.step(options)
+    if isinstance(found, StandIn):
+        call = RemoteCall(conditionings, step)
+        options = {**options, KEY: {**options[KEY], "call": call}}
+        with run.cache.noted(call, num_blocks, conditionings, step):
+            output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        run.num_bytes = call.num_bytes
+    else:
+        with (
+            run.cache.call(family, num_blocks, conditionings, step) as call,
+            swapped_forwards(model, family, call),
+        ):
+            options = _with_block_patches(options, family, num_blocks, call)
+            output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     run.tell(finished=False)
     return output
 
