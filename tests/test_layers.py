@@ -14,6 +14,8 @@ FILES = sorted([ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / 
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution", "node_helpers"}
 HOST |= {"comfy_kitchen"}  # its quantized tensors
 
+BELOW_ADAPTERS = {"para_core.CORE", "para_core.families", "para_core.adapters", "para_core.attention"}
+
 # The longest prefix decides. packages: what may be imported from outside; parts: what of the pack.
 RULES = {
     "__init__.py": (set(), {"nodes"}),
@@ -22,12 +24,10 @@ RULES = {
     "para_core/plot.py": ({"PIL"}, {"para_core.CORE"}),
     "para_core/quantization.py": ({"torch", "torchao", "bitsandbytes"}, {"para_core.CORE", "para_core.families"}),
     "para_core/families": ({"torch"}, {"para_core.families"}),
-    "para_core/adapters": (set(), {"para_core.CORE", "para_core.families", "para_core.adapters"}),
-    "para_core/adapters/comfy": ({"torch"} | HOST, {"para_core.CORE", "para_core.families", "para_core.adapters"}),
-    "para_core/adapters/diffusers": (
-        {"torch", "diffusers"},
-        {"para_core.CORE", "para_core.families", "para_core.adapters"},
-    ),
+    "para_core/attention": ({"torch"}, {"para_core.attention", "para_core.families"}),
+    "para_core/adapters": (set(), BELOW_ADAPTERS),
+    "para_core/adapters/comfy": ({"torch"} | HOST, BELOW_ADAPTERS),
+    "para_core/adapters/diffusers": ({"torch", "diffusers"}, BELOW_ADAPTERS),
     "para_core/demo": ({"torch", "diffusers", "numpy", "PIL", "safetensors", "tqdm", "aiohttp"}, {"para_core"}),
 }
 # Never from the other adapter: the nodes do not know diffusers, the demo does not know ComfyUI's modules.

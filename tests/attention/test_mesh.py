@@ -1,0 +1,123 @@
+"""The mesh: the literature's arrangement, the automatic choice, what is refused, and a rank's place in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from para_core.attention import MeshRequest, MeshShape, RankMesh, choose_mesh, context_attention
+from para_core.attention import init_context_parallel_mesh as init_mesh
+from para_core.attention.mesh import greedy_shape
+
+
+@pytest.mark.parametrize(
+    ("world_size", "maxima", "expected"),
+    [
+        (8, {}, (1, 1, 8)),
+        (2, {"max_ring": 2}, (1, 2, 1)),
+        (8, {"max_ring": 2}, (1, 2, 4)),
+        (8, {"max_batch": 2, "max_ring": 2}, (2, 2, 2)),
+        (4, {"max_batch": 2}, (2, 1, 2)),
+        (8, {"max_batch": 16}, (8, 1, 1)),
+        (6, {"max_batch": 4}, (3, 1, 2)),
+        (8, {"max_ulysses": 2}, (1, 4, 2)),
+        (8, {"max_batch": 2, "max_ulysses": 1}, (2, 4, 1)),
+        (1, {"max_batch": 2, "max_ring": 2, "max_ulysses": 2}, (1, 1, 1)),
+    ],
+)
+def test_batch_then_ring_then_ulysses(world_size, maxima, expected):
+    assert greedy_shape(world_size, **maxima).sizes == expected
+
+
+def test_ranks_that_no_axis_takes_are_refused():
+    with pytest.raises(ValueError, match="8 ranks leave 4 for Ulysses.*allows 2"):
+        greedy_shape(8, max_ring=2, max_ulysses=2)
+    with pytest.raises(ValueError, match="max_ring_dim_size is 0; allowed are whole numbers from 1"):
+        greedy_shape(8, max_ring=0)
+
+
+def test_mesh_without_process_group_is_refused():
+    with pytest.raises(ValueError, match="no process group.*torchrun"):
+        init_mesh("cpu")
+
+
+@pytest.mark.parametrize(
+    ("world_size", "num_heads", "num_rows", "request_", "expected"),
+    [
+        (1, 24, 1, {}, (1, 1, 1)),
+        (2, 24, 1, {}, (1, 1, 2)),
+        (2, 24, 2, {}, (2, 1, 1)),
+        (4, 24, 2, {}, (2, 1, 2)),
+        (4, 24, 2, {"batch_parallel": False}, (1, 1, 4)),
+        (4, 24, 3, {}, (1, 1, 4)),
+        (2, 25, 1, {}, (1, 2, 1)),  # heads that do not divide: ring
+        (4, 30, 1, {}, (1, 2, 2)),
+        (5, 24, 1, {}, (1, 5, 1)),
+        (8, 24, 2, {"ring_degree": 2}, (2, 2, 2)),
+        (8, 24, 2, {"ring_degree": 8}, (1, 8, 1)),
+        (8, 24, 1, {"ulysses_degree": 2}, (1, 4, 2)),
+        (8, 24, 2, {"ring_degree": 2, "ulysses_degree": 2, "batch_parallel": True}, (2, 2, 2)),
+    ],
+)
+def test_choice_has_the_least_communication(world_size, num_heads, num_rows, request_, expected):
+    shape = choose_mesh(world_size, num_heads=num_heads, num_rows=num_rows, request=MeshRequest(**request_))
+    assert shape.sizes == expected
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_rows", "request_", "message"),
+    [
+        (30, 1, {"ulysses_degree": 4}, "4 does not divide the model's 30 heads; allowed on 4 ranks are 1, 2"),
+        (24, 1, {"batch_parallel": True}, r"batch_parallel is on, but 1 row\(s\) a call do not divide among 4 ranks"),
+        (24, 1, {"ring_degree": 3}, "ring_degree 3 does not arrange 4 ranks.*allowed are batch 1 x ring 1 x Ulysses 4"),
+        (24, 2, {"ring_degree": 4, "batch_parallel": True}, "ring_degree 4, batch_parallel True does not arrange"),
+        (24, 2, {"ulysses_degree": 1, "ring_degree": 2, "batch_parallel": False}, "batch_parallel False does not"),
+    ],
+)
+def test_request_that_no_mesh_meets_is_refused(num_heads, num_rows, request_, message):
+    with pytest.raises(ValueError, match=message):
+        choose_mesh(4, num_heads=num_heads, num_rows=num_rows, request=MeshRequest(**request_))
+
+
+def test_negative_degree_is_refused():
+    with pytest.raises(ValueError, match="ring_degree is -1; allowed are whole numbers from 0"):
+        MeshRequest(ring_degree=-1)
+
+
+def test_empty_axis_is_refused():
+    with pytest.raises(ValueError, match="axis below 1"):
+        MeshShape(ring=0)
+
+
+def test_one_rank_needs_no_process_group():
+    q, k, v = (torch.randn(1, 2, 7, 8) for _ in range(3))
+    mesh = RankMesh()
+    assert mesh.shape == MeshShape(1, 1, 1)
+    out = context_attention(q, k, v, mesh=mesh, lengths=[7])
+    assert torch.equal(out, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_lengths_that_contradict_the_tensors_are_refused():
+    q = torch.randn(1, 2, 7, 8)
+    with pytest.raises(ValueError, match=r"rank 0 of 1 has 7 queries, the lengths are \(6,\)"):
+        context_attention(q, q, q, mesh=RankMesh(), lengths=[6])
+    with pytest.raises(ValueError, match=r"rank 0 of 1 has 7 keys, the lengths are \(7, 7\)"):
+        context_attention(q, q, q, mesh=RankMesh(), lengths=[7], key_lengths=[7, 7])
+    with pytest.raises(ValueError, match="2 query heads and 1 key heads.*enable_gqa"):
+        context_attention(q, q[:, :1], q[:, :1], mesh=RankMesh(), lengths=[7])
+
+
+def test_ranks_of_every_axis(gloo_ranks):
+    places = gloo_ranks(4).run("attention.cases.places", shape=(1, 2, 2))
+    assert [place["sequence"] for place in places] == [(0, 1, 2, 3)] * 4
+    assert [place["ulysses"] for place in places] == [(0, 1), (0, 1), (2, 3), (2, 3)]
+    assert [place["ring"] for place in places] == [(0, 2), (1, 3), (0, 2), (1, 3)]
+    places = gloo_ranks(4).run("attention.cases.places", shape=(2, 1, 2))
+    assert [place["sequence"] for place in places] == [(0, 1), (0, 1), (2, 3), (2, 3)]
+    assert [place["batch"] for place in places] == [(0, 2), (1, 3), (0, 2), (1, 3)]
+
+
+def test_mesh_of_the_literature_on_ranks(gloo_ranks):
+    maxima = {"max_batch_dim_size": 2, "max_ring_dim_size": 2}
+    names = ("batch", "ring", "ulysses")
+    assert gloo_ranks(4).run("attention.cases.mesh_of_literature", maxima=maxima) == [((2, 2, 1), names)] * 4
