@@ -20,16 +20,24 @@ def swapped_forwards(model: nn.Module, family: ModelFamily, call: CachedCall) ->
     Only instance attributes are set, and each block is put back as it was found: parameter names, state dict keys and
     other modules of the class stay as they are, and a forward that an offloading library put there is called inside.
     """
+    exchanges: list[tuple[nn.Module, Callable]] = []
+    for number, stack in enumerate(family.stacks):
+        for index, block in enumerate(stack.blocks_in(model) if stack.hook is None else ()):
+            exchanges.append((block, _forward(call, (number, index), stack, block)))
+    for stack in family.branches:
+        exchanges += [(block, _branch_forward(call, stack, block)) for block in stack.blocks_in(model)]
+    with exchanged_forwards(exchanges):
+        yield
+
+
+@contextmanager
+def exchanged_forwards(exchanges: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Within the context each block has another `forward`; afterwards the one that it was found with."""
     found: list[tuple[nn.Module, Callable | None]] = []
     try:
-        for number, stack in enumerate(family.stacks):
-            for index, block in enumerate(stack.blocks_in(model) if stack.hook is None else ()):
-                found.append((block, block.__dict__.get("forward")))
-                block.forward = _forward(call, (number, index), stack, block)
-        for stack in family.branches:
-            for block in stack.blocks_in(model):
-                found.append((block, block.__dict__.get("forward")))
-                block.forward = _branch_forward(call, stack, block)
+        for block, forward in exchanges:
+            found.append((block, block.__dict__.get("forward")))
+            block.forward = forward
         yield
     finally:
         for block, forward in found:

@@ -56,12 +56,25 @@ def with_tokens(tensor: Tensor, stream: Stream, name: str, tokens: Tensor) -> Te
 
 def with_result(result: Result, stream: Stream, name: str, tokens: Tensor) -> Result:
     """What a block returned, with the stream's tokens called `name` exchanged for `tokens`; the rest is shared."""
-    value = with_tokens(result_of(result, stream), stream, name, tokens)
-    if stream.part is not None:
-        whole = result if stream.result is None else result[stream.result]
-        value = (*whole[: stream.part], value, *whole[stream.part + 1 :])
-    if stream.result is None:
+    return with_stream(result, stream, with_tokens(result_of(result, stream), stream, name, tokens))
+
+
+def with_stream(result: Result, stream: Stream, value: Tensor) -> Result:
+    """What a block returned, with the stream's tensor exchanged for `value`; the rest is shared."""
+    return _exchanged(result, stream.result, stream.part, value)
+
+
+def with_argument(arguments: Arguments, stream: Stream, value: Tensor) -> Arguments:
+    """What a block is given, with the stream's tensor exchanged for `value`; the rest is shared."""
+    return _exchanged(arguments, stream.argument, stream.part, value)
+
+
+def _exchanged(whole: Result, key: str | int | None, part: int | None, value: Tensor) -> Result:
+    if part is not None:
+        parts = whole if key is None else whole[key]
+        value = (*parts[:part], value, *parts[part + 1 :])
+    if key is None:
         return value
-    if isinstance(result, Mapping):
-        return {**result, stream.result: value}
-    return (*result[: stream.result], value, *result[stream.result + 1 :])
+    if isinstance(whole, Mapping):
+        return {**whole, key: value}
+    return (*whole[:key], value, *whole[key + 1 :])

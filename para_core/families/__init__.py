@@ -6,9 +6,11 @@ import pkgutil
 
 from torch import nn
 
-from .family import BlockStack, ModelFamily, Stream
+from .family import BlockStack, ModelFamily
+from .sharding import PerToken, Sharding
+from .stream import Stream
 
-__all__ = ["FAMILIES", "BlockStack", "ModelFamily", "Stream", "family_of"]
+__all__ = ["FAMILIES", "BlockStack", "ModelFamily", "PerToken", "Sharding", "Stream", "family_of"]
 
 # Every file of this folder is a family, or a few close ones; a leading underscore marks another file's.
 FAMILIES: tuple[ModelFamily, ...] = tuple(

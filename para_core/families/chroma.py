@@ -10,5 +10,6 @@ CHROMA = replace(
     name="chroma",
     models="Chroma, Chroma Radiance",
     classes=("Chroma",),
+    sharded=("ChromaRadiance",),
     residual_diff_threshold=0.1,
 )

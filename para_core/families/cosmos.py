@@ -8,5 +8,6 @@ COSMOS = ModelFamily(
     models="Cosmos 1",
     classes=("GeneralDIT",),
     stacks=(BlockStack("blocks", (Stream("x", None, ("img",), batch_dim=3),), in_place=True),),
+    unsharded={"GeneralDIT": "the host adds the position of every token between its blocks"},
     residual_diff_threshold=0.1,
 )

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Stream:
-    """One tensor that a block takes and returns.
-
-    argument: its key in the hook's argument dict, or of the block's `forward` the parameter's name or position.
-    result: its key in the hook's result dict, or its index in the tuple that `forward` returns (None: a bare tensor).
-    holds: the token streams inside it, in order along `token_dim`.
-    part: its index where argument and result are tuples of several streams.
-    batch_dim: along which the host batches conditionings.
-    """
-
-    argument: str | int
-    result: str | int | None
-    holds: tuple[str, ...]
-    part: int | None = None
-    token_dim: int = 1
-    batch_dim: int = 0
+from .sharding import Sharding
+from .stream import Stream
 
 
 @dataclass(frozen=True)
@@ -38,6 +22,7 @@ class BlockStack:
     layered: the host calls the layers of each block one by one (UNets); they take the place of the blocks.
     start: this many leading blocks are embedders: they always run, and no residual spans them.
     reshapes: whether results may differ in shape from arguments.
+    sharding: how its blocks run on a part of the tokens; None where they cannot.
     """
 
     blocks: str
@@ -47,6 +32,7 @@ class BlockStack:
     layered: bool = False
     start: int = 0
     reshapes: bool = False
+    sharding: Sharding | None = None
 
     def __post_init__(self) -> None:
         assert self.hook is None or not (self.layered or self.start or self.reshapes), "a hook counts whole blocks"
@@ -76,6 +62,8 @@ class ModelFamily:
     cached: the token streams whose residuals are kept; they leave the last stack and feed the output layers.
     residual_diff_threshold: what the patcher uses when the user leaves the choice to it; 28 to 50 steps assumed.
     models: what people call them.
+    sharded: further classes whose tokens can be split among ranks as those of `classes`; other subclasses are refused.
+    unsharded: class names whose tokens cannot be, with the reason.
     unquantized: layers inside the blocks that stay in full precision unless asked for; patterns over lower-case names.
     """
 
@@ -88,6 +76,8 @@ class ModelFamily:
     refuses: Mapping[str, str] = field(default_factory=dict)
     residual_diff_threshold: float = 0.1
     models: str = ""
+    sharded: tuple[str, ...] = ()
+    unsharded: Mapping[str, str] = field(default_factory=dict)
     unquantized: tuple[str, ...] = ("*mod*", "*norm*", "*emb*")
 
     def describes(self, model: nn.Module) -> bool:
@@ -96,3 +86,13 @@ class ModelFamily:
         for name in filter(None, self.marker.split(".")):
             found = getattr(found, name, None)
         return found is not None
+
+    def through_forward(self) -> ModelFamily:
+        """The same family as ranks see it: every block is reached through its `forward`, hook or not."""
+        stacks = tuple(
+            stack
+            if stack.sharding is None
+            else replace(stack, hook=None, streams=stack.sharding.streams or stack.streams)
+            for stack in self.stacks
+        )
+        return replace(self, stacks=stacks)
