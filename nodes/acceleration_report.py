@@ -10,7 +10,9 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..para_core.adapters.comfy_fbcache import has_fbcache, last_report
-from ..para_core.plot import draw_residual_curve, draw_text
+from ..para_core.adapters.comfy_quantization import quantization_reports
+from ..para_core.plot import draw_bars, draw_residual_curve, draw_text
+from ..para_core.quantization_report import size
 
 WIDTH, CURVE_HEIGHT, LINE_HEIGHT = 640, 230, 16
 DENSITY = 2  # pixels for each unit of these
@@ -19,8 +21,8 @@ NO_RUN = (
     'behind it), and "after" to the sampler\'s output.'
 )
 NOTHING = (
-    'Nothing to report: this MODEL has no acceleration. Is the FBCache Patcher bypassed, or "model" connected in front '
-    "of it?"
+    'Nothing to report: this MODEL has no acceleration. Are the nodes of this pack bypassed, or is "model" connected '
+    "in front of them?"
 )
 
 
@@ -30,7 +32,7 @@ class Section:
 
     name: str
     text: str
-    values: dict[str, object]
+    values: dict[str, object] | list[dict[str, object]]
     picture: Image.Image
 
 
@@ -48,8 +50,22 @@ def fbcache_section(model: ModelPatcher) -> Section | None:
     return Section("fbcache", report.text(), asdict(report), picture)
 
 
+def fp8_section(model: ModelPatcher) -> Section | None:
+    """What the FP8 Quantize nodes did, each of them; needs no run."""
+    reports = quantization_reports(model)
+    if not reports:
+        return None
+    pictures = []
+    for report in reports:
+        memory = {"before": report.bytes_before, "after": report.bytes_after}
+        bars = {label: (num_bytes, size(num_bytes)) for label, num_bytes in memory.items()}
+        pictures.append(draw_bars(bars, report.text(), WIDTH, density=DENSITY))
+    text = "\n\n".join(report.text() for report in reports)
+    return Section("fp8", text, [asdict(report) for report in reports], _below_each_other(pictures))
+
+
 # One for each acceleration of the pack; it looks at the MODEL and says nothing where it is not on it.
-SECTIONS: tuple[Callable[[ModelPatcher], Section | None], ...] = (fbcache_section,)
+SECTIONS: tuple[Callable[[ModelPatcher], Section | None], ...] = (fbcache_section, fp8_section)
 
 
 class AccelerationReport(io.ComfyNode):
@@ -60,8 +76,8 @@ class AccelerationReport(io.ComfyNode):
             display_name="Acceleration Report",
             category="para",
             description="Shows what the accelerations on a MODEL did in its latest run: steps reused, block calls "
-            "saved, time, memory, and the residual curve against the threshold.",
-            search_aliases=["fbcache report", "cache statistics", "speedup", "residual plot"],
+            "saved, time, memory, the residual curve against the threshold, and what was quantized.",
+            search_aliases=["fbcache report", "cache statistics", "speedup", "residual plot", "fp8 report"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from server import PromptServer
 
-from ..para_core.quantization_plan import QuantizationReport
+from ..para_core.quantization_report import QuantizationReport
 
 
 def send_quantization_report(node_id: str, report: QuantizationReport) -> None:

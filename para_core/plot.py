@@ -1,9 +1,9 @@
-"""Draws a run's residual curve against the threshold, over strips of its computed and reused steps."""
+"""Draws a run's residual curve against the threshold over strips of its steps, bars, and lines of text."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -36,6 +36,27 @@ def draw_text(text: str, width: int = 720, *, density: int = 1) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE * density)
     for number, line in enumerate(lines):
         ImageDraw.Draw(image).text((MARGIN * density, (number + 0.5) * LINE_HEIGHT * density), line, INK, font)
+    return image
+
+
+def draw_bars(bars: Mapping[str, tuple[float, str]], title: str, width: int = 720, *, density: int = 1) -> Image.Image:
+    """An RGB picture: lines of text over bars that start at 0; label to (length, what stands in the bar).
+
+    The last bar is green. width: in the units of draw_residual_curve.
+    """
+    head = draw_text(title, width, density=density)
+    line = LINE_HEIGHT * density
+    image = Image.new("RGB", (head.width, head.height + (len(bars) + 1) * line), PAPER)
+    image.paste(head)
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE * density)
+    left, right = 58 * density, (width - MARGIN) * density
+    longest = max((length for length, _ in bars.values()), default=0) or 1
+    for number, (label, (length, words)) in enumerate(bars.items()):
+        y = head.height + number * line
+        end = left + (right - left) * length / longest
+        canvas.rectangle((left, y, end, y + line - 3 * density), REUSED if number == len(bars) - 1 else COMPUTED)
+        canvas.text((left - 5 * density, y + line / 2 - density), label, INK, font, anchor="rm")
+        canvas.text((left + 5 * density, y + line / 2 - density), words, INK, font, anchor="lm")
     return image
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 NF4_BLOCK = 64  # weights that share one scale
+FP8_CAPABILITY = (8, 9)  # of NVIDIA GPUs
 METADATA_KEY = "para_quantization"
 
 
@@ -74,7 +75,8 @@ class QuantizedWeight:
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias in the dtype of x; all on one device. x: (..., in)."""
-        if not self.scheme.dynamic:
+        # A stream may be without tokens (LTX-AV without sound), of which there is no largest magnitude.
+        if not self.scheme.dynamic or not x.numel():
             return torch.nn.functional.linear(x, self.dequantize(x.dtype), bias)
         if has_kernels(self.scheme, x.device):
             return kernel_linear(self, x, bias)
@@ -96,7 +98,10 @@ def scheme_for(name: str, device: torch.device, *, weight_only: bool = False) ->
     lacks = _lacks(scheme, device)
     if lacks is not None:
         instead = next(other for other in ("int8_dynamic_per_row", "int8_weight_only") if _fits(other, device))
-        raise ValueError(f"{name} cannot run on {_device_name(device)}: {lacks}. Choose {instead} or auto instead.")
+        compiled = ", which also work with Compile Model" if device.type == "cuda" else ""
+        raise ValueError(
+            f"{name} cannot run on {_device_name(device)}: {lacks}. Choose {instead} or auto instead{compiled}."
+        )
     if scheme.kind == "nf4":
         _bitsandbytes()
     elif has_kernels(scheme, device):
@@ -107,6 +112,22 @@ def scheme_for(name: str, device: torch.device, *, weight_only: bool = False) ->
 def has_kernels(scheme: Scheme, device: torch.device) -> bool:
     """Whether activations in this scheme multiply in hardware there; else the reference computes the same numbers."""
     return scheme.dynamic and device.type != "cpu" and _lacks(scheme, device) is None
+
+
+def compiled_lacks(scheme: Scheme, device: torch.device) -> str | None:
+    """Why this scheme does not run there in compiled code, and what does; None where it runs, or is no matter of it."""
+    if scheme.kind != "fp8" or device.type != "cuda" or torch.version.hip:
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= FP8_CAPABILITY:
+        return None
+    instead = (
+        "int8_dynamic_per_row or int8_weight_only" if _fits("int8_dynamic_per_row", device) else "int8_weight_only"
+    )
+    return (
+        f"compiled code cannot convert float8 on compute capability {capability[0]}.{capability[1]}; "
+        f"with Compile Model choose {instead}"
+    )
 
 
 def _automatic(device: torch.device, weight_only: bool) -> str:
@@ -130,7 +151,7 @@ def _lacks(scheme: Scheme, device: torch.device) -> str | None:
         arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         fits = scheme.kind != "fp8" or arch in ("gfx942", "gfx950")
         return None if fits else f"its architecture is {arch}, and float8 products need MI300 or newer"
-    needed = (8, 9) if scheme.kind == "fp8" else (7, 5)
+    needed = FP8_CAPABILITY if scheme.kind == "fp8" else (7, 5)
     capability = torch.cuda.get_device_capability(device)
     if capability >= needed:
         return None
@@ -214,14 +235,17 @@ def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
 
         activation = QuantizeTensorToInt8Kwargs(granularity)
         return ao.Int8Tensor(weight.data, weight.scale, block_size, dtype, act_quant_kwargs=activation)
+    from torchao.quantization.quantize_.common import KernelPreference
     from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
     mm_config = ao.Float8MMConfig(use_fast_accum=True)
-    # hp_value_lb: a row of zeros would divide by zero
-    activation = QuantizeTensorToFloat8Kwargs(weight.data.dtype, granularity, mm_config, hp_value_lb=1e-12)
-    return ao.Float8Tensor(
-        weight.data, weight.scale, block_size, mm_config=mm_config, act_quant_kwargs=activation, dtype=dtype
+    # torch's own kernels, whatever else is installed. hp_value_lb: a row of zeros would divide by zero.
+    kernels = KernelPreference.TORCH
+    activation = QuantizeTensorToFloat8Kwargs(
+        weight.data.dtype, granularity, mm_config, hp_value_lb=1e-12, kernel_preference=kernels
     )
+    settings = {"mm_config": mm_config, "act_quant_kwargs": activation, "kernel_preference": kernels, "dtype": dtype}
+    return ao.Float8Tensor(weight.data, weight.scale, block_size, **settings)
 
 
 def _torchao(scheme: Scheme) -> ModuleType:

@@ -1,17 +1,16 @@
-"""Which linears of a model are quantized, which are left and why, and what that cost: bytes and error."""
+"""Which linears of a model are quantized, and which are left and why."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from .families import ModelFamily
-from .quantization import QuantizedWeight, Scheme, has_kernels
 
 # Kernels want multiples of 16; a smaller layer costs more in scales and rounding than it saves.
 MULTIPLE_OF = 16
@@ -33,73 +32,6 @@ class Selection:
     def of(cls, include: str, exclude: str) -> Selection:
         """From text with one pattern a line, or several between commas."""
         return cls(*(tuple(text.replace(",", " ").split()) for text in (include, exclude)))
-
-
-@dataclass(frozen=True)
-class QuantizationReport:
-    """What was done to one model.
-
-    quantized: layer names. left: name to reason. bytes_before, bytes_after: of the quantized layers' weights.
-    weight_error: relative L2 of all quantized weights. note: what to know about this device; may be empty.
-    """
-
-    scheme: str
-    quantized: tuple[str, ...]
-    left: Mapping[str, str]
-    bytes_before: int
-    bytes_after: int
-    weight_error: float
-    note: str = ""
-
-    def summary(self) -> str:
-        """One line with the numbers."""
-        before, after = self.bytes_before, self.bytes_after
-        share = f" ({after / before:.2f})" if before else ""
-        reasons = Counter(self.left.values()).most_common()
-        left = f"; left {len(self.left)}: " + ", ".join(f"{count} {why}" for why, count in reasons) if reasons else ""
-        return (
-            f"{self.scheme}: {len(self.quantized)} layers, {_size(before)} -> {_size(after)}{share}, "
-            f"weight error {self.weight_error:.2%}{left}{'; ' + self.note if self.note else ''}"
-        )
-
-
-@dataclass
-class Tally:
-    """Adds up a report while the layers of a model are quantized one by one."""
-
-    scheme: Scheme
-    left: dict[str, str]
-    quantized: list[str] = field(default_factory=list)
-    bytes_before: int = 0
-    bytes_after: int = 0
-    _error: float = 0.0
-    _norm: float = 0.0
-
-    def add(self, name: str, weight: Tensor, quantized: QuantizedWeight) -> None:
-        """Waits for the device."""
-        reference = weight.detach().float()
-        self.quantized.append(name)
-        self.bytes_before += weight.nbytes
-        self.bytes_after += quantized.nbytes
-        self._error += float((quantized.dequantize(torch.float32) - reference).square().sum())
-        self._norm += float(reference.square().sum())
-
-    def report(self, device: torch.device) -> QuantizationReport:
-        """device: on which the model will run."""
-        error = (self._error / self._norm) ** 0.5 if self._norm else 0.0
-        numbers = (self.bytes_before, self.bytes_after, error)
-        return QuantizationReport(
-            self.scheme.name, tuple(self.quantized), self.left, *numbers, note(self.scheme, device)
-        )
-
-
-def note(scheme: Scheme, device: torch.device) -> str:
-    """What a person should know about this scheme on this device; empty where nothing is amiss."""
-    if scheme.dynamic and not has_kernels(scheme, device):
-        return f"{device.type} has no kernels for it: the reference computes the same numbers and is not faster"
-    if not scheme.dynamic:
-        return "weight only: less memory, not faster"
-    return ""
 
 
 def family_layers(model: nn.Module, family: ModelFamily) -> dict[str, str | None]:
@@ -182,11 +114,3 @@ def weight_obstacle(weight: Tensor | None) -> str | None:
     if weight.ndim != 2 or min(weight.shape) < MIN_FEATURES or any(size % MULTIPLE_OF for size in weight.shape):
         return f"smaller than {MIN_FEATURES} or no multiple of {MULTIPLE_OF}"
     return None
-
-
-def _size(num_bytes: int) -> str:
-    for unit in ("B", "KB", "MB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.4g} GB"

@@ -13,6 +13,7 @@ from tiny_models import FLUX, build, fbcache, sample
 
 from para_core.cache_report import RunReport
 from para_core.demo.workflow import to_api
+from para_core.quantization_plan import Selection
 
 ROOT = Path(__file__).absolute().parent.parent
 NODE = "ParaAccelerationReport"
@@ -81,6 +82,28 @@ def test_bypassed_patcher_is_no_error(report_node, sampled):
     assert text.startswith("Nothing to report: this MODEL has no acceleration.")
     assert json.loads(values) == {}
     assert plot.shape[3] == 3 and plot.min() < 0.5, "the words are in the picture"
+
+
+def test_quantized_model_has_its_section(report_node, sampled, pack):
+    """Without a run of its own: what was quantized is known at once."""
+    from para_core.adapters.comfy_quantization import apply_quantization
+
+    _, latent = sampled
+    quantized, first = apply_quantization(build(FLUX), "fp8_dynamic_per_row", Selection(exclude=("single_blocks.*",)))
+    plot, text, values = report_node.execute(quantized, latent).args
+    assert text == first.text() and "\nLayers: 16 quantized, " in text
+    assert "Note: cpu has no kernels for it: the reference computes the same numbers and is not faster" in text
+    assert json.loads(values) == {"fp8": [json.loads(json.dumps(dataclasses.asdict(first)))]}
+    green_of_one = green(plot[0].numpy())
+    assert green_of_one > 1000, "what is left of the memory is green"
+    both, second = apply_quantization(fbcache(quantized, 0.0), "int8_weight_only")
+    sample(both, FLUX, steps=2)
+    plot, text, values = report_node.execute(both, latent).args
+    fbcache_text, *fp8_texts = text.split("\n\n")
+    assert fbcache_text.startswith("FBCache (flux)") and fp8_texts == [first.text(), second.text()]
+    assert list(json.loads(values)) == ["fbcache", "fp8"] and len(json.loads(values)["fp8"]) == 2
+    assert green(plot[0].numpy()) > 1.5 * green_of_one
+    assert "Left, already quantized (by this node): double_blocks.0.img_attn.qkv" in fp8_texts[1]
 
 
 def demo(server, **changes: dict) -> dict:

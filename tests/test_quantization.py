@@ -133,6 +133,12 @@ def test_rows_of_zeros_stay_zero(name, dtype):
     assert (output[1] == 0).all() and (output[..., 3] == 0).all()
 
 
+@pytest.mark.parametrize("name", WITHOUT_NF4)
+def test_a_stream_without_tokens_stays_empty(name):
+    weight, bias, x = tensors()
+    assert quantize(weight, SCHEMES[name]).linear(x[:, :0], bias).shape == (3, 0, 96)
+
+
 def test_float16_of_small_numbers_does_not_underflow():
     weight = torch.full((64, 64), 1e-6, dtype=torch.float16)
     for name in WITHOUT_NF4:
@@ -190,7 +196,7 @@ def test_an_older_gpu_is_named_with_what_it_lacks(monkeypatch, capability, autom
     with pytest.raises(
         ValueError,
         match=rf"^fp8_dynamic_per_row cannot run on Some GPU \(cuda:0\): its compute capability is {version}, "
-        f"below 8.9. Choose {instead} or auto instead.$",
+        f"below 8.9. Choose {instead} or auto instead, which also work with Compile Model.$",
     ):
         scheme_for("fp8_dynamic_per_row", device)
     assert scheme_for("auto", device).name == automatic

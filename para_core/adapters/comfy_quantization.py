@@ -14,15 +14,8 @@ from torch import nn
 
 from ..families import family_of
 from ..quantization import QuantizedWeight, Scheme, quantize, scheme_for
-from ..quantization_plan import (
-    QuantizationReport,
-    Selection,
-    Tally,
-    choose_layers,
-    family_layers,
-    listed_layers,
-    weight_obstacle,
-)
+from ..quantization_plan import Selection, choose_layers, family_layers, listed_layers, weight_obstacle
+from ..quantization_report import QuantizationReport, Tally
 from .comfy_quantized_linear import FloatTensor, QuantizedLinear, quantized_linear
 
 logger = logging.getLogger(__name__)
@@ -30,7 +23,7 @@ logger = logging.getLogger(__name__)
 DIFFUSION_MODEL = "diffusion_model."
 PLAIN_LINEARS = ("comfy.ops", "torch.nn.modules.linear")
 DEFAULT = Selection()
-# The one attachment of ours: the report, on a quantized MODEL and everything cloned from it.
+# The one attachment of ours: the reports, on a quantized MODEL and everything cloned from it.
 KEY = "para_accelerate_quantization"
 
 
@@ -67,9 +60,9 @@ def apply_clip_quantization(clip: CLIP, scheme: str, selection: Selection = DEFA
     return clone, report
 
 
-def quantization_report(model: ModelPatcher) -> QuantizationReport | None:
-    """What was done to this MODEL; None where it is not quantized."""
-    return model.get_attachment(KEY)
+def quantization_reports(model: ModelPatcher) -> tuple[QuantizationReport, ...]:
+    """What was done to this MODEL, by each node in turn; empty where it is not quantized."""
+    return model.get_attachment(KEY) or ()
 
 
 def quantized_weights(model: ModelPatcher) -> dict[str, QuantizedWeight]:
@@ -118,7 +111,7 @@ def _quantize_layers(
         saved += _replace(clone, path, quantized)
     report = tally.report(clone.load_device)
     logger.info(report.summary())
-    clone.set_attachments(KEY, report)
+    clone.set_attachments(KEY, (*quantization_reports(clone), report))
     return _resized(clone, saved), report
 
 

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from ..families import family_of
 from ..quantization import QuantizedWeight, Scheme, quantize, scheme_for
-from ..quantization_plan import (
-    QuantizationReport,
-    Selection,
-    Tally,
-    choose_layers,
-    family_layers,
-    listed_layers,
-    weight_obstacle,
-)
+from ..quantization_plan import Selection, choose_layers, family_layers, listed_layers, weight_obstacle
+from ..quantization_report import QuantizationReport, Tally
 
 logger = logging.getLogger(__name__)
 
