@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .attention import RankMesh, all_gather_sequence, context_attention
 from .attention.sharding import Layout, Split
 from .families import ModelFamily, PerToken, Sharding, Stream
 from .streams import Result, argument_of, result_of, with_argument, with_stream
 
 Arguments = dict[str | int, object]
 Residuals = Mapping[str, list[Tensor | None]]
+
+
+class SequenceRanks(Protocol):
+    """The ranks that a sequence is split among, in the order of its tokens; `MeshRanks` is one."""
+
+    rank: int
+    num_ranks: int
+
+    def gather(self, tensor: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
+        """Every rank's tokens along `dim`, in rank order."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], **options) -> Tensor:
+        """Of this rank's queries to every rank's keys, as `context_attention`."""
 
 
 def sharding_obstacle(model: nn.Module, family: ModelFamily) -> str | None:
@@ -44,10 +57,10 @@ class ShardedCall:
     """
 
     def __init__(
-        self, family: ModelFamily, num_blocks: Sequence[int], mesh: RankMesh, residuals: Residuals | None = None
+        self, family: ModelFamily, num_blocks: Sequence[int], ranks: SequenceRanks, residuals: Residuals | None = None
     ) -> None:
         positions = [(stack, index) for stack, count in enumerate(num_blocks) for index in range(count)]
-        self._family, self._mesh, self._residuals = family, mesh, residuals or {}
+        self._family, self._ranks, self._residuals = family, ranks, residuals or {}
         self._first, self._last = positions[0], positions[-1]
         self._splits: dict[tuple[str, ...], Split] = {}  # of what the first block is given; empty: nothing is split
         self._localized: dict[Hashable, tuple[object, object]] = {}  # source and what of it is this rank's
@@ -88,18 +101,18 @@ class ShardedCall:
         layout = Layout(tuple(split.cropped(self._crops.get(unit, split.total)) for unit, split in self._units(over)))
         if mask is not None:
             mask = self._mask(over, layout, mask)
-        return context_attention(q, k, v, mesh=self._mesh, lengths=layout.lengths, mask=mask, **options)
+        return self._ranks.attention(q, k, v, layout.lengths, mask=mask, **options)
 
     def _split(self, streams: Sequence[Stream], arguments: Arguments) -> None:
         """Decide who holds what. A stream with fewer tokens than ranks leaves everything to every rank."""
         totals = {stream.holds: argument_of(arguments, stream).shape[stream.token_dim] for stream in streams}
-        axis, first = self._mesh.sequence, 0
-        if min(totals.values()) < axis.size:
+        ranks, first = self._ranks, 0
+        if min(totals.values()) < ranks.num_ranks:
             return
         for names, total in totals.items():
             # Where the one stream's surplus ends the next one's begins: then no rank has two tokens more than another.
-            self._splits[names] = Split.even(total, axis.size, axis.rank, first)
-            first = (first + total) % axis.size
+            self._splits[names] = Split.even(total, ranks.num_ranks, ranks.rank, first)
+            first = (first + total) % ranks.num_ranks
         for number, (stack, count) in enumerate(zip(self._family.stacks, self._num_blocks, strict=True)):
             if stack.sharding.residuals in self._residuals:
                 # The last block's is added to the gathered tokens.
@@ -184,7 +197,7 @@ class ShardedCall:
         if self._family.stacks[self._stack].sharding.mask_is_local:
             key = (self._stack, over)
             if key not in self._masks:
-                self._masks[key] = (mask, self._gather(mask, -1, layout.lengths))
+                self._masks[key] = (mask, self._ranks.gather(mask, -1, layout.lengths))
             return self._masks[key][1]
         if over not in self._masks or self._masks[over][0] is not mask:
             order = layout.rank_major(mask.device)
@@ -194,9 +207,6 @@ class ShardedCall:
             self._masks[over] = (mask, sorted_mask)
         return self._masks[over][1]
 
-    def _gather(self, tensor: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
-        return all_gather_sequence(tensor, axis=self._mesh.sequence, lengths=lengths, dim=dim)
-
     def _gathered(self, streams: Sequence[Stream], result: Result) -> Result:
         """The result with every rank's tokens of the streams that leave the model; of others this rank's."""
         for unit, split in self._splits.items():
@@ -205,7 +215,7 @@ class ShardedCall:
             stream = next(stream for stream in streams if unit[0] in stream.holds)
             value, dim = result_of(result, stream), stream.token_dim
             start = self._layout(stream.holds[: stream.holds.index(unit[0])]).length
-            whole = self._gather(value.narrow(dim, start, split.length), dim, split.lengths)
+            whole = self._ranks.gather(value.narrow(dim, start, split.length), dim, split.lengths)
             before = value.narrow(dim, 0, start)
             behind = value.narrow(dim, start + split.length, value.shape[dim] - start - split.length)
             result = with_stream(result, stream, torch.cat((before, whole, behind), dim))

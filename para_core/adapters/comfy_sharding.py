@@ -9,10 +9,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..attention import RankMesh
 from ..block_forward import exchanged_forwards
 from ..families import ModelFamily
-from ..sharded_call import Arguments, ShardedCall, sharding_obstacle
+from ..sharded_call import Arguments, SequenceRanks, ShardedCall, sharding_obstacle
 from ..streams import Result
 
 
@@ -29,7 +28,7 @@ def _as_it_is(stack: int, index: int, arguments: Arguments, compute: Callable[[]
 def sharded_forward(
     model: nn.Module,
     family: ModelFamily,
-    mesh: RankMesh,
+    ranks: SequenceRanks,
     call: tuple[tuple, Mapping[str, object]],
     *,
     around_blocks: AroundBlocks = _as_it_is,
@@ -49,7 +48,7 @@ def sharded_forward(
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     # Lists of our own: they are cut to this rank's tokens.
     control = {name: list(found) for name, found in (kwargs.get("control") or {}).items()}
-    sharded = ShardedCall(family, num_blocks, mesh, control)
+    sharded = ShardedCall(family, num_blocks, ranks, control)
     options = dict(kwargs.get("transformer_options") or {})
     options["optimized_attention_override"] = _attention_of(sharded, options.get("optimized_attention_override"))
     changed = {"transformer_options": options, **({"control": control} if control else {})}

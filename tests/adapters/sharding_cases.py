@@ -10,12 +10,13 @@ from torch import Tensor
 
 
 @functools.cache
-def mesh_of(shape: tuple[int, int, int]):
-    """This rank's place in a mesh of batch x ring x ulysses ranks."""
+def ranks_of(shape: tuple[int, int, int]):
+    """The ranks of a mesh of batch x ring x ulysses that share a sequence with this one."""
     from para_core.attention import RankMesh, init_context_parallel_mesh
+    from para_core.mesh_ranks import MeshRanks
 
     batch, ring, _ = shape
-    return RankMesh.of(init_context_parallel_mesh("cpu", max_batch_dim_size=batch, max_ring_dim_size=ring))
+    return MeshRanks(RankMesh.of(init_context_parallel_mesh("cpu", max_batch_dim_size=batch, max_ring_dim_size=ring)))
 
 
 @functools.cache
@@ -55,6 +56,7 @@ def compare(
     from para_core.adapters.comfy_sharding import sharded_forward
     from para_core.attention import RankMesh
     from para_core.families import family_of
+    from para_core.mesh_ranks import MeshRanks
 
     patcher = model_of(model)
     diffusion_model = patcher.model.diffusion_model
@@ -64,8 +66,8 @@ def compare(
     def both(*args, **kwargs):
         del diffusion_model.forward
         kwargs = globals()[change](kwargs) if change else kwargs
-        expected = sharded_forward(diffusion_model, family, RankMesh(), (args, kwargs), around_blocks=alone)
-        output = sharded_forward(diffusion_model, family, mesh_of(mesh), (args, kwargs), around_blocks=here)
+        expected = sharded_forward(diffusion_model, family, MeshRanks(RankMesh()), (args, kwargs), around_blocks=alone)
+        output = sharded_forward(diffusion_model, family, ranks_of(mesh), (args, kwargs), around_blocks=here)
         errors.append(relative(output, diffusion_model(*args, **kwargs)))
         assert relative(expected, output) <= 1e-5
         diffusion_model.forward = both

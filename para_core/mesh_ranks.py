@@ -1,0 +1,35 @@
+"""The ranks of a mesh as a sharded model call sees them: whom it gathers tokens from, and who attends together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .attention import RankMesh, all_gather_sequence, context_attention
+
+
+class MeshRanks:
+    """The ranks that a sequence is split among, in the order of its tokens."""
+
+    def __init__(self, mesh: RankMesh, attention: str = "pytorch") -> None:
+        """attention: the host's choice of kernel, by its name in `attention.BACKENDS`."""
+        self.mesh = mesh
+        self.rank = mesh.sequence.rank
+        self.num_ranks = mesh.sequence.size
+        self._attention = attention
+
+    def gather(self, tensor: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
+        """Every rank's tokens along `dim`, in rank order."""
+        return all_gather_sequence(tensor, lengths=lengths, axis=self.mesh.sequence, dim=dim)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], **options) -> Tensor:
+        """Of this rank's queries to every rank's keys. q, k, v: (B, H, S of this rank, D)."""
+        return context_attention(q, k, v, mesh=self.mesh, lengths=lengths, attention=self._attention, **options)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks that share a sequence; the tensor itself is overwritten."""
+        if self.mesh.sequence.group is not None:
+            dist.all_reduce(values, group=self.mesh.sequence.group)
+        return values
