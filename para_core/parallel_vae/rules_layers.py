@@ -33,7 +33,7 @@ def convolution(call: SplitCall) -> Tensor:
         )
     x = x.narrow(rows.dim, 0, x.shape[rows.dim] - surplus)
     padding[spatial] = 0
-    out = call.run(**{call._schema[0].name: x, "padding": padding})
+    out = call.run(**{call.input_name: x, "padding": padding})
     return call.note(out, Rows(rows.dim, rows.outer, rows.inner // step))
 
 
@@ -131,6 +131,18 @@ def batch_norm(call: SplitCall) -> object:
     return out
 
 
+def random_like(call: SplitCall) -> Tensor:
+    """Every rank draws for the whole image and takes its slice: as on one device, where all have one seed."""
+    x, rows = call.input, call.input_rows()
+    if rows.outer != 1 or rows.extended:
+        raise call.refusal("draws for padded or merged rows")
+    shape = list(x.shape)
+    shape[rows.dim] = sum(call.ranks.units) * rows.inner
+    whole = call.run(**{call.input_name: x.new_empty(shape)})
+    own = whole.narrow(rows.dim, call.ranks.start * rows.inner, x.shape[rows.dim])
+    return call.note(own.clone(), rows)
+
+
 def matmul(call: SplitCall) -> Tensor:
     """mm, bmm and with an addend. Rows that are summed over, and a second operand's, are gathered first."""
     first, second = ADDENDS.get(call.name, ("self", "mat2"))
@@ -176,6 +188,7 @@ RULES = rules_of(
     (upsample_nearest, UPSAMPLES),
     (group_norm, "native_group_norm"),
     (batch_norm, "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"),
+    (random_like, "randn_like rand_like"),
     (matmul, "mm bmm addmm baddbmm"),
     (attention, ATTENTIONS),
     (keep, "hardswish hardswish_"),

@@ -56,9 +56,14 @@ class SplitCall:
         return self.func._schema.name
 
     @property
+    def input_name(self) -> str:
+        """The name of the first argument."""
+        return self._schema[0].name
+
+    @property
     def input(self) -> Tensor:
         """The first argument."""
-        return self.values[self._schema[0].name]
+        return self.values[self.input_name]
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors among the arguments."""
@@ -81,7 +86,7 @@ class SplitCall:
             raise self.refusal("takes split rows in another argument than its first")
         return rows
 
-    def run(self, **changed: object):
+    def run(self, /, **changed: object):
         """Run the operator on this rank, some arguments exchanged."""
         values = self.values | changed
         positional = [values[a.name] for a in self._schema if not a.kwarg_only]

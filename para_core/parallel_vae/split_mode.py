@@ -63,7 +63,7 @@ class SplitMode(TorchDispatchMode):
             out = func(*args, **kwargs)
             return self.note(out, Blank(out.shape))
         entries = [self.entry_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(entries):
+        if not any(entries) or name == "prim::device":
             return func(*args, **kwargs)
         rule = RULES.get(name) or (pointwise if torch.Tag.pointwise in func.tags else None)
         if rule is None:
