@@ -85,8 +85,9 @@ def pad(call: SplitCall) -> Tensor:
 def upsample_nearest(call: SplitCall) -> Tensor:
     """By a whole factor that was given as a factor; a size would be the whole image's."""
     rows, x = call.input_rows(), call.input
-    scales = [value for name, value in call.values.items() if name.startswith("scale")]
-    scale = scales[rows.dim - 2] if rows.dim >= 2 else None
+    each = [value for name, value in call.values.items() if name.startswith("scales")]
+    scales = call["scale_factors"] if "scale_factors" in call.values else each
+    scale = scales[rows.dim - 2] if scales and rows.dim >= 2 else None
     if scale is None or scale != int(scale) or rows.extended or rows.outer != 1:
         raise call.refusal(f"from {x.shape[rows.dim]} rows by {scale}: only whole factors are exact on slices")
     return call.note(call.run(), rows.scaled(int(scale)))
