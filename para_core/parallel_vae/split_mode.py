@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .blank import FILLS, Blank, blank_call
+from .blank import Blank
 from .ranks import Ranks
 from .rows import Rows
+from .rules_blank import FILLS, blank_call
 from .rules_layers import RULES as LAYER_RULES
 from .rules_shapes import RULES as SHAPE_RULES
 from .rules_shapes import pointwise
