@@ -68,8 +68,10 @@ def obstacle(decode: Decode, z: Tensor, *, num_ranks: int = 2, dim: int | None =
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             _decode(decode, fake.from_tensor(z[:1]), dim, RehearsedRanks(num_ranks, z.device, z.shape[dim]), None)
-    except (CannotSplit, RuntimeError) as error:
+    except CannotSplit as error:
         return str(error)
+    except RuntimeError as error:  # torch's: sizes that do not fit on a slice, or values that decide what is computed
+        return f"the decoder does not run on a slice of the latent ({error}): decode this VAE on one device"
     return None
 
 
@@ -91,10 +93,12 @@ def _split_dim(z: Tensor, dim: int | None) -> int:
 def _decode(decode: Decode, z: Tensor, dim: int, ranks: Ranks, destination: int | None) -> Decoded:
     mode = SplitMode(ranks)
     # A compiled decoder runs as written: its graph was traced without the mode.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), torch.inference_mode():
+        # In inference mode the operators arrive whole: of attention, not the products it is made of.
         own = mode.enter(z, dim)
         with mode:
             decoded = decode(own)
+    with torch.no_grad():
         return tree_map_only(Tensor, lambda out: _whole(mode, out, destination), decoded)
 
 

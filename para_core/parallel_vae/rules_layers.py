@@ -1,4 +1,4 @@
-"""Operators that mix rows and are made exact: convolution, padding, upsampling, group norm, matmul, attention."""
+"""Operators that mix neighbouring rows, or all rows by their statistics: convolution, padding, upsampling, norms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from .rows import Rows
 from .rules_shapes import keep, rules_of
 from .split_call import SplitCall
-
-ADDENDS = {"aten::addmm": ("mat1", "mat2"), "aten::baddbmm": ("batch1", "batch2")}
 
 
 def convolution(call: SplitCall) -> Tensor:
@@ -96,9 +94,9 @@ def upsample_nearest(call: SplitCall) -> Tensor:
 def group_norm(call: SplitCall) -> tuple[Tensor, Tensor, Tensor]:
     """With the mean and variance over all ranks; they travel in float32."""
     x, rows, groups = call.input, call.input_rows(), call["group"]
-    if rows.dim < 2:
-        raise call.refusal("takes the rows as channels")
-    mean, variance = _moments(call, x, rows, groups)
+    if rows.dim < 2 or rows.extended:
+        raise call.refusal("takes the rows as channels, or normalises padded ones")
+    mean, variance = _moments(call, x, groups)
     batch, channels = x.shape[:2]
     # As a batch norm whose channels are all channels of all pictures: one kernel, float32 inside.
     each = [value.repeat_interleave(channels // groups) for value in (mean, variance)]
@@ -108,10 +106,9 @@ def group_norm(call: SplitCall) -> tuple[Tensor, Tensor, Tensor]:
     return out, mean.view(batch, groups), (variance + call["eps"]).rsqrt().view(batch, groups)
 
 
-def _moments(call: SplitCall, x: Tensor, rows: Rows, groups: int) -> tuple[Tensor, Tensor]:
+def _moments(call: SplitCall, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance, (batch * groups,) float32, over the rows of all ranks."""
-    own = x.narrow(rows.dim, rows.before, x.shape[rows.dim] - rows.before - rows.after)
-    parts = own.reshape(x.shape[0] * groups, -1)
+    parts = x.reshape(x.shape[0] * groups, -1)
     if x.dtype == torch.float32:
         local = torch.stack(torch.var_mean(parts, 1, correction=0), -1)
     else:
@@ -144,45 +141,10 @@ def random_like(call: SplitCall) -> Tensor:
     return call.note(own.clone(), rows)
 
 
-def matmul(call: SplitCall) -> Tensor:
-    """mm, bmm and with an addend. Rows that are summed over, and a second operand's, are gathered first."""
-    first, second = ADDENDS.get(call.name, ("self", "mat2"))
-    left, right = call[first], call[second]
-    rows_left, rows_right, last = call.rows(left), call.rows(right), left.ndim - 1
-    in_batch = [rows is not None and rows.dim == last - 2 for rows in (rows_left, rows_right)]
-    summed = [rows_left is not None and rows_left.dim == last, rows_right is not None and rows_right.dim == last - 1]
-    if in_batch[0] != in_batch[1] or all(summed) or (call.name in ADDENDS and call.rows(call["self"])):
-        raise call.refusal("sums up all rows, or has them in one operand's batch only")
-    if summed[0]:
-        left, rows_left = call.gathered(left), None
-    if summed[1] or (rows_left and rows_right and not all(in_batch)):
-        right, rows_right = call.gathered(right), None
-    return call.note(call.run(**{first: left, second: right}), rows_left or rows_right)
-
-
-def attention(call: SplitCall) -> object:
-    """Queries stay, keys and values come from all ranks."""
-    query, key, value = call["query"], call["key"], call["value"]
-    rows = call.rows(query)
-    if rows is None or {call.rows(tensor) and call.rows(tensor).dim for tensor in (key, value)} != {rows.dim}:
-        raise call.refusal("has split rows in some of query, key and value only")
-    mask = call.values.get("attn_mask", call.values.get("attn_bias"))
-    if mask is not None or call.values.get("is_causal") or rows.dim == query.ndim - 1:
-        raise call.refusal("over split rows has a mask, or the rows as features")
-    if rows.dim == query.ndim - 2:
-        key, value = call.gathered(key), call.gathered(value)
-    out = call.run(key=key, value=value)
-    call.note(out[0] if isinstance(out, tuple) else out, rows)
-    return out
-
-
 PADS = "constant_pad_nd replication_pad1d replication_pad2d replication_pad3d"
 PADS += " reflection_pad1d reflection_pad2d reflection_pad3d"
 UPSAMPLES = "upsample_nearest1d upsample_nearest2d upsample_nearest3d"
 UPSAMPLES += " _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d"
-ATTENTIONS = "scaled_dot_product_attention _scaled_dot_product_flash_attention"
-ATTENTIONS += " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention"
-ATTENTIONS += " _scaled_dot_product_cudnn_attention"
 RULES = rules_of(
     (convolution, "convolution cudnn_convolution"),
     (pad, PADS),
@@ -190,7 +152,5 @@ RULES = rules_of(
     (group_norm, "native_group_norm"),
     (batch_norm, "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"),
     (random_like, "randn_like rand_like"),
-    (matmul, "mm bmm addmm baddbmm"),
-    (attention, ATTENTIONS),
     (keep, "hardswish hardswish_"),
 )

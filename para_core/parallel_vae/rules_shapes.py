@@ -155,6 +155,14 @@ def softmax(call: SplitCall) -> Tensor:
     return keep(call)
 
 
+def elsewhere(call: SplitCall) -> Tensor:
+    """The order of another dim changes."""
+    dims = [dim % call.input.ndim for dim in call["dims"]]
+    if not dims or call.input_rows().dim in dims:
+        raise call.refusal("changes the order of the rows")
+    return keep(call)
+
+
 def trailing_norm(call: SplitCall) -> object:
     """Layer and RMS norm over the last dims, which must not be the rows'."""
     rows = call.input_rows()
@@ -204,6 +212,7 @@ RULES = rules_of(
     (join, "cat stack"),
     (reduce, "mean sum amax amin linalg_vector_norm var"),
     (softmax, "_softmax _log_softmax"),
+    (elsewhere, "roll flip"),
     (trailing_norm, "native_layer_norm _fused_rms_norm"),
     (pixel_shuffle, "pixel_shuffle"),
     (pixel_unshuffle, "pixel_unshuffle"),

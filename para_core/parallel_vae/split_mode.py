@@ -13,11 +13,12 @@ from .ranks import Ranks
 from .rows import Rows
 from .rules_blank import FILLS, blank_call
 from .rules_layers import RULES as LAYER_RULES
+from .rules_products import RULES as PRODUCT_RULES
 from .rules_shapes import RULES as SHAPE_RULES
 from .rules_shapes import pointwise
 from .split_call import SplitCall
 
-RULES = SHAPE_RULES | LAYER_RULES
+RULES = SHAPE_RULES | LAYER_RULES | PRODUCT_RULES
 
 
 class SplitMode(TorchDispatchMode):
