@@ -90,8 +90,6 @@ class _Call:
 
     def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Over all keys at once: without a ring this is the single device's own attention, head by head."""
-        if not q.shape[2] or not k.shape[2]:
-            return q.new_zeros(*q.shape[:3], v.shape[-1])
         mask = self._mask_of_heads(q.shape[1])
         if callable(self.attention):
             return self.attention(q, k, v, mask)

@@ -30,16 +30,15 @@ def ring_attention(
     for step in range(axis.size):
         source = (axis.rank - step) % axis.size
         transfer = None if step + 1 == axis.size else Transfer(block, axis, key_lengths[(source - 1) % axis.size])
-        if key_lengths[source] and q.shape[2]:
-            block_out, block_lse = attend(q, k, v, source)
-            if out is None:
-                out, lse = block_out.to(block_lse.dtype), block_lse
-            else:
-                out, lse = update_out_and_lse(out, lse, block_out, block_lse)
+        block_out, block_lse = attend(q, k, v, source)
+        if out is None:
+            out, lse = block_out.to(block_lse.dtype), block_lse
+        else:
+            out, lse = update_out_and_lse(out, lse, block_out, block_lse)
         if transfer is not None:
             block = transfer.wait()
             k, v = block.keys_and_values()
-    return q.new_zeros(*q.shape[:3], v.shape[-1]) if out is None else out.to(q.dtype)
+    return out.to(q.dtype)
 
 
 @dataclass(frozen=True)

@@ -114,15 +114,18 @@ def is_bit_equal(rank: int, world_size: int, *, problem: Problem) -> bool:
 
 def with_function(rank: int, world_size: int, *, problem: Problem) -> list[tuple[int, ...]]:
     """The shapes that a function of the caller's sees; its result must come back as this rank's rows."""
+    repeats = problem.heads // problem.key_heads
     mesh, seen = mesh_of(problem.shape), []
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         seen.extend(tuple(x.shape) for x in (q, k, v, mask))
-        return v * 2
+        return v.repeat_interleave(q.shape[1] // v.shape[1], 1) * 2
 
     q, k, v = (x[:, :, slice_of(problem.lengths, rank)] for x in problem.tensors())
-    out = context_attention(q, k, v, mesh=mesh, lengths=problem.lengths, mask=problem.whole_mask(), attention=attention)
-    assert torch.equal(out, v * 2)
+    out = context_attention(
+        q, k, v, mesh=mesh, lengths=problem.lengths, mask=problem.whole_mask(), enable_gqa=True, attention=attention
+    )
+    assert torch.equal(out, v.repeat_interleave(repeats, 1) * 2)
     return seen
 
 
@@ -200,23 +203,22 @@ def num_overlapped(rank: int, world_size: int) -> list[str]:
     return events
 
 
-def num_messages(rank: int, world_size: int, *, problem: Problem) -> dict[str, int]:
-    """Collectives and pairs of messages that one call costs."""
-    counts = {"all_to_all_single": 0, "batch_isend_irecv": 0}
-    originals = {name: getattr(dist, name) for name in counts}
+def num_messages(rank: int, world_size: int, *, problem: Problem) -> tuple[int, int]:
+    """All-to-alls, and messages to and from neighbours, that one call costs this rank."""
+    counts = [0, 0]
+    originals = dist.all_to_all_single, dist.batch_isend_irecv
 
-    def counted(name: str):
-        def call(*arguments, **kwargs):
-            counts[name] += 1
-            return originals[name](*arguments, **kwargs)
+    def all_to_all_single(*arguments, **kwargs):
+        counts[0] += 1
+        return originals[0](*arguments, **kwargs)
 
-        return call
+    def batch_isend_irecv(messages):
+        counts[1] += len(messages)
+        return originals[1](messages)
 
     try:
-        for name in counts:
-            setattr(dist, name, counted(name))
+        dist.all_to_all_single, dist.batch_isend_irecv = all_to_all_single, batch_isend_irecv
         both(problem)
     finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
-    return counts
+        dist.all_to_all_single, dist.batch_isend_irecv = originals
+    return tuple(counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from attention.cases import Problem
@@ -42,7 +44,7 @@ def test_any_division_even_without_tokens(gloo_ranks, shape, lengths, mask):
 
 
 @pytest.mark.parametrize("shape", [RING2, ULYSSES2], ids=["ring", "ulysses"])
-@pytest.mark.parametrize("lengths", [(0, 7), (7, 0)])
+@pytest.mark.parametrize("lengths", [(0, 7), (7, 0), (0, 0)])
 def test_one_of_two_ranks_without_tokens(gloo_ranks, shape, lengths):
     assert largest(gloo_ranks, Problem(shape, lengths)) <= ROUNDING
 
@@ -93,19 +95,30 @@ def test_ulysses_takes_any_attention_function(gloo_ranks):
     assert shapes == [[(2, 2, 9, 16)] * 3 + [(2, 2, 9, 9)]] * 2
 
 
+@pytest.mark.parametrize(("key_heads", "on_a_rank"), [(1, 1), (2, 1), (4, 1), (8, 2)])
+def test_key_heads_are_repeated_no_further_than_needed(gloo_ranks, key_heads, on_a_rank):
+    problem = Problem(ULYSSES4, (5, 4, 4, 4), heads=8, key_heads=key_heads, mask="keys")
+    shapes = [(2, 2, 17, 16), *[(2, on_a_rank, 17, 16)] * 2, (2, 1, 1, 17)]
+    assert run(gloo_ranks, "with_function", problem) == [shapes] * 4
+
+
 def test_next_block_travels_while_this_one_is_attended_to(gloo_ranks):
     events = ["send", "attend", "wait"]
     assert gloo_ranks(4).run("attention.cases.num_overlapped") == [[*events * 3, "attend"]] * 4
 
 
 @pytest.mark.parametrize(
-    ("shape", "key_lengths", "all_to_alls", "pairs"),
-    [(ULYSSES4, None, 2, 0), (ULYSSES4, (2, 1, 1, 1), 3, 0), (RING4, None, 0, 3), (USP, None, 2, 1)],
+    ("problem", "expected"),
+    [
+        (Problem(ULYSSES4, (7, 6, 6, 6)), [(2, 0)] * 4),
+        (Problem(ULYSSES4, (7, 6, 6, 6), (2, 1, 1, 1)), [(3, 0)] * 4),
+        (Problem(RING4, (7, 6, 6, 6)), [(0, 6)] * 4),  # three times one to the next and one from the last
+        (Problem(USP, (7, 6, 6, 6)), [(2, 2)] * 4),
+        (Problem(RING2, (0, 7)), [(0, 1)] * 2),  # no message about nothing
+    ],
 )
-def test_one_message_carries_all_of_q_k_and_v(gloo_ranks, shape, key_lengths, all_to_alls, pairs):
-    problem = Problem(shape, (7, 6, 6, 6), key_lengths)
-    expected = {"all_to_all_single": all_to_alls, "batch_isend_irecv": pairs}
-    assert run(gloo_ranks, "num_messages", problem) == [expected] * 4
+def test_one_message_carries_all_of_q_k_and_v(gloo_ranks, problem, expected):
+    assert run(gloo_ranks, "num_messages", problem) == expected
 
 
 @pytest.mark.parametrize(
@@ -117,7 +130,5 @@ def test_one_message_carries_all_of_q_k_and_v(gloo_ranks, shape, key_lengths, al
     ],
 )
 def test_refused_on_every_rank(gloo_ranks, shape, attention, heads, message):
-    import re
-
     texts = gloo_ranks(2).run("attention.cases.refusal", shape=shape, attention=attention, heads=heads)
     assert len(texts) == 2 and all(re.search(message, text) for text in texts)
