@@ -222,3 +222,25 @@ def num_messages(rank: int, world_size: int, *, problem: Problem) -> tuple[int, 
     finally:
         dist.all_to_all_single, dist.batch_isend_irecv = originals
     return tuple(counts)
+
+
+def sent_bytes(rank: int, world_size: int, *, problem: Problem) -> tuple[int, int]:
+    """What one call sends to other ranks: in all-to-alls, and round the ring."""
+    counts = [0, 0]
+    originals = dist.all_to_all_single, dist.P2POp
+
+    def all_to_all_single(received, sent, to_receive, to_send, *, group, async_op):
+        own = dist.get_rank(group)
+        counts[0] += sum(rows * sent[0].numel() * sent.itemsize for number, rows in enumerate(to_send) if number != own)
+        return originals[0](received, sent, to_receive, to_send, group=group, async_op=async_op)
+
+    def message(operation, tensor, peer, *, group):
+        counts[1] += tensor.numel() * tensor.itemsize * (operation is dist.isend)
+        return originals[1](operation, tensor, peer, group=group)
+
+    try:
+        dist.all_to_all_single, dist.P2POp = all_to_all_single, message
+        both(problem)
+    finally:
+        dist.all_to_all_single, dist.P2POp = originals
+    return tuple(counts)
