@@ -12,7 +12,7 @@ from .cache_report import RunReport, StepRecord
 from .families import ModelFamily
 from .first_block import CachedCall, RunState, Step
 from .predicted_cache import PredictedCache
-from .residual_cache import CacheConfig, ResidualCache
+from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
 
 
 class Decided(Protocol):
@@ -37,11 +37,11 @@ class CacheRun(RunState):
     # Errors of a prediction are smaller than the changes that families' thresholds speak of.
     DEFAULT_SHARE = {"first_block": 1.0, "prediction": 0.5}
 
-    def __init__(self, family: ModelFamily, config: CacheConfig) -> None:
+    def __init__(self, family: ModelFamily, config: CacheConfig, *, reduce: Reduce = alone) -> None:
         threshold = config.residual_diff_threshold
         self.family = family
         default = family.residual_diff_threshold * self.DEFAULT_SHARE[config.decision]
-        super().__init__(config, default if threshold is None else threshold)
+        super().__init__(config, default if threshold is None else threshold, reduce)
         self._budgets: dict[tuple[Hashable, ...], Budget] = {}  # of conditionings that are evaluated together
         self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream
         self._last_step: dict[Hashable, int] = {}
@@ -98,7 +98,7 @@ class CacheRun(RunState):
                 del self._caches[stale], self._last_step[stale]
         self._last_step[key] = step
         make = self.CACHES[self.config.decision]
-        return self._caches.setdefault(key, tuple(make(self.config) for _ in range(num_streams)))
+        return self._caches.setdefault(key, tuple(make(self.config, self.reduce) for _ in range(num_streams)))
 
     def _budget(self, keys: tuple[Hashable, ...], num_blocks: int) -> Budget | None:
         if not self.config.target_speedup:

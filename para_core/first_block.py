@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .budget import Budget
 from .families import BlockStack, ModelFamily, Stream
-from .residual_cache import CacheConfig, ResidualCache
+from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
 from .streams import Arguments, Result, argument_of, as_result, result_of, tokens_of, with_result, with_tokens
 
 
@@ -39,12 +39,14 @@ class RunState:
     """What the calls of one run share.
 
     shapes: what blocks that reshape returned, by what they were given. branch_reaches_end: a branch was added behind
-    the last block, where nothing remembers it.
+    the last block, where nothing remembers it. reduce: adds up a small tensor over the ranks of a group, each of which
+    makes the same calls with some of the tokens; all decide alike, and call it equally often.
     """
 
-    def __init__(self, config: CacheConfig, threshold: float) -> None:
+    def __init__(self, config: CacheConfig, threshold: float, reduce: Reduce = alone) -> None:
         self.config = config
         self.threshold = threshold
+        self.reduce = reduce
         self.shapes: dict[Hashable, torch.Size] = {}
         self.branch_reaches_end = False
 
@@ -142,20 +144,16 @@ class CachedCall:
     def _decide(self, streams: list[Stream]) -> None:
         measured = [
             [
-                (cache, cache.measure(chunk))
+                (cache, cache.figures(chunk))
                 for cache, chunk in zip(caches, residual.chunk(len(caches), stream.batch_dim), strict=True)
             ]
             for caches, residual, stream in zip(self._caches, self._first_residuals, streams, strict=True)
-            if residual.numel()  # a stream without tokens (LTX-AV without sound) has no say
         ]
-        known = [figures for of_stream in measured for _, figures in of_stream if figures is not None]
+        known = torch.cat([figures for of_stream in measured for _, figures in of_stream])
         # One device sync per call, whatever the number of conditionings.
-        values = iter(torch.cat(known).tolist() if known else ())
+        values = iter(self._run.reduce(known).tolist() if len(known) else ())
         estimates = [
-            [
-                None if figures is None else cache.judge(list(islice(values, len(figures))), self._step.time)
-                for cache, figures in of_stream
-            ]
+            [cache.estimate(list(islice(values, len(figures))), self._step.time) for cache, figures in of_stream]
             for of_stream in measured
         ]
         self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*estimates, strict=True)]
@@ -200,8 +198,15 @@ class CachedCall:
         """What all blocks behind block 0 did to the stream `name`."""
         stream = stack.stream_with(name)
         last = tokens_of(result_of(result, stream), stream, name, first_out.shape[stream.token_dim])
+        if last.shape == first_out.shape:
+            return last - first_out
         # Other packs' patches may change the number of tokens on the way; then nothing is reused.
-        return last - first_out if last.shape == first_out.shape else None
+        if self._run.reduce is alone:
+            return None
+        raise ValueError(
+            f"a patch on the blocks turned {tuple(first_out.shape)} tokens into {tuple(last.shape)}; with the tokens "
+            "split among ranks their number has to stay. Remove that patch, the cache or the context parallelism."
+        )
 
     def _skip(
         self,

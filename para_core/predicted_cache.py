@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .extrapolation import fitted_weights, newton_weights, relative_error
-from .residual_cache import CacheConfig, ResidualCache, alike, combined
+from .residual_cache import CacheConfig, Reduce, ResidualCache, alike, alone, combined
 
 Products = list[list[float]]
 
@@ -34,8 +34,8 @@ class PredictedCache(ResidualCache):
     MAX_CORRECTION = 0.2  # of the residual; beyond it the model's output layer is far from linear
     MAX_WIDTH_RATIO = 2.0  # a long step's error, put into a short step, would distort that one
 
-    def __init__(self, config: CacheConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: CacheConfig, reduce: Reduce = alone) -> None:
+        super().__init__(config, reduce)
         self._first_samples: list[Tensor] = []  # of the computed steps, newest first
         self._rest_samples: list[Tensor] = []
         self._weights: list[float] = []
@@ -54,6 +54,15 @@ class PredictedCache(ResidualCache):
             return None
         products = _products(sample, self._first_samples).flatten()
         return products if self._unread is None else torch.cat((products, self._unread[0].flatten()))
+
+    @property
+    def _num_figures(self) -> int:
+        size = len(self._first_samples)
+        return ((size + 1) ** 2 if size else 0) + (0 if self._unread is None else self._unread[0].numel())
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._first_samples, self._rest_samples, self._weights, self._unread, self._hits = [], [], [], None, []
 
     def judge(self, values: Sequence[float], at: float) -> float:
         size = len(self._first_samples) + 1
@@ -105,8 +114,9 @@ class PredictedCache(ResidualCache):
             for number, (better, used) in enumerate(zip(known, [0.0, *weights], strict=True)):
                 total[number] += share * (better - used)
         correction = combined(total, [rest, *rests])
-        size = self._sample(correction).float().norm() / (self._sample(rest).float().norm() + 1e-20)
-        return correction * (self.MAX_CORRECTION / size).clamp(max=1.0).to(correction.dtype)
+        squares = torch.stack([self._sample(tensor).float().square().sum() for tensor in (correction, rest)])
+        size, of_rest = self._reduce(squares).sqrt()
+        return correction * (self.MAX_CORRECTION * of_rest / size).nan_to_num(0.0).clamp(max=1.0).to(correction.dtype)
 
     def _sample(self, residual: Tensor) -> Tensor:
         # An odd stride visits all channels, whatever their number.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,12 @@ from .extrapolation import newton_weights
 
 DECISIONS = ("first_block", "prediction")
 MAX_ORDER = 2
+Reduce = Callable[[Tensor], Tensor]
+
+
+def alone(figures: Tensor) -> Tensor:
+    """The sum over a group's ranks where there is no group."""
+    return figures
 
 
 @dataclass(frozen=True)
@@ -74,30 +80,57 @@ class ResidualCache:
     tokens, (B, S, D) for most models, in the model's dtype. They belong to this object once remembered: the caller
     must not write into them. at: the time of a step, in the variable that the model is conditioned on; width: its
     distance to the next step.
+
+    On the ranks of a group each cache sees some of the tokens, or none. What it measures are sums over tokens; `reduce`
+    adds up a small tensor over the ranks, so that the caches of one conditioning go through the same states everywhere.
     """
 
-    def __init__(self, config: CacheConfig) -> None:
+    def __init__(self, config: CacheConfig, reduce: Reduce = alone) -> None:
         self.num_consecutive_hits = 0
+        self._reduce = reduce
         self._order = config.order
         self._times: list[float] = []  # of the computed steps, newest first
         self._rests: list[Tensor] = []
         self._first: Tensor | None = None
-        self._first_mean_abs: Tensor | None = None
+        self._first_sum_abs: Tensor | None = None
 
     def measure(self, first: Tensor) -> Tensor | None:
-        """What `judge` needs of this step's first residual: a float32 vector on the device.
+        """What `judge` needs of this step's first residual: a float32 vector on the device, of sums over tokens.
 
-        Here one figure, mean|first - previous| / mean|previous|, previous being the last computed step's.
+        Here sum|first - previous| and sum|previous|, previous being the last computed step's.
         None when there is nothing to compare with: nothing remembered yet, or another size, dtype or device.
         """
         previous = self._first
         if previous is None or not alike(first, previous):
             return None
-        return ((first - previous).abs_().mean(dtype=torch.float32) / self._first_mean_abs).reshape(1)
+        return torch.stack(((first - previous).abs_().sum(dtype=torch.float32), self._first_sum_abs))
+
+    def figures(self, first: Tensor) -> Tensor:
+        """What `measure` gives, in the same length on every rank: NaN where this one cannot compare, which makes the
+        sum over the ranks NaN; empty where nothing is remembered."""
+        measured = self.measure(first)
+        return first.new_full((self._num_figures,), math.nan, dtype=torch.float32) if measured is None else measured
+
+    @property
+    def _num_figures(self) -> int:
+        return 0 if self._first is None else 2
+
+    def estimate(self, values: Sequence[float], at: float) -> float | None:
+        """What `judge` says of the host's copy of the summed `figures`; where they are NaN nothing stays remembered."""
+        if not values:
+            return None
+        if any(map(math.isnan, values)):
+            self._forget()
+            return None
+        return self.judge(values, at)
 
     def judge(self, values: Sequence[float], at: float) -> float:
-        """The estimate that is held against the threshold, from the host's copy of what `measure` gave."""
-        return values[0]
+        """The estimate that is held against the threshold, from the host's copy of what `measure` gave.
+
+        Here the relative L1 distance: mean|first - previous| / mean|previous|. What was and is nothing has not changed.
+        """
+        change, size = values
+        return change / size if size > 0 else math.inf if change > 0 else 0.0
 
     def allows_hit(self, max_consecutive_hits: int) -> bool:
         """Whether there is something to reuse, and fewer than `max_consecutive_hits` (0: no limit) went before."""
@@ -115,7 +148,7 @@ class ResidualCache:
         """
         self.num_consecutive_hits = 0
         self._first = first
-        self._first_mean_abs = first.abs().mean(dtype=torch.float32)
+        self._first_sum_abs = first.abs().sum(dtype=torch.float32)
         self._keep(rest, at)
         return None
 
@@ -129,6 +162,9 @@ class ResidualCache:
             del self._times[place], self._rests[place]
         self._times = [at, *self._times][: self._order + 1]
         self._rests = [rest, *self._rests][: self._order + 1]
+
+    def _forget(self) -> None:
+        self._times, self._rests, self._first = [], [], None
 
     @property
     def num_bytes(self) -> int:
