@@ -1,0 +1,118 @@
+"""The process that starts the ranks and starts them again: torch's elastic agent, under watch.
+
+    python -m para_core.workers.agent DIRECTORY CLIENT_PID
+
+It ends with the client, however that ends, and takes ranks and folder with it. torch.distributed.run counts restarts
+over its whole life; here the client counts those in a row, so the agent's own limit is out of reach.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from .directory import GroupDirectory, kill_process_group
+
+RESTARTS = 1_000_000
+INTERVAL = 0.1
+
+
+class RankWatch:
+    """Notes how ranks end, kills those that give no sign of life, and after a death the others of that start.
+
+    The others hang in a collective or wait for a rank that will not come; killed, they are replaced at once.
+    """
+
+    def __init__(self, directory: GroupDirectory, world_size: int, heartbeat_timeout: float) -> None:
+        self._directory = directory
+        self._heartbeat_timeout = heartbeat_timeout
+        self._living: dict[int, int] = {}  # pid: rank
+        self._world_size = world_size
+        self._lock = threading.Lock()
+
+    def look(self) -> None:
+        for rank in range(self._world_size):
+            pid = self._directory.pid(rank)
+            with self._lock:
+                known = pid in self._living
+                if pid is not None and not known and self._is_child(pid):
+                    self._living[pid] = rank
+                    threading.Thread(target=self._await_end, args=(pid, rank), daemon=True).start()
+            if known and self._silence(rank) > self._heartbeat_timeout:
+                self._directory.add_death(rank, pid, f"no sign of life for {self._heartbeat_timeout:g} s")
+                kill_process_group(pid)
+
+    def kill_all(self) -> None:
+        with self._lock:
+            for pid in self._living:
+                kill_process_group(pid)
+
+    def _silence(self, rank: int) -> float:
+        try:
+            return time.time() - self._directory.rank_file(rank, "beat").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    @staticmethod
+    def _is_child(pid: int) -> bool:
+        try:
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+        except ChildProcessError:
+            return False
+
+    def _await_end(self, pid: int, rank: int) -> None:
+        try:
+            # WNOWAIT: only a look; the status is left for the elastic agent.
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            by_signal = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+            cause = signal.Signals(ended.si_status).name if by_signal else f"exit code {ended.si_status}"
+        except ChildProcessError:
+            cause = "it ended"
+        with self._lock:
+            if self._living.pop(pid, None) is None:
+                return
+            self._directory.add_death(rank, pid, cause)
+            others, self._living = dict(self._living), {}
+        for other in others:
+            kill_process_group(other)
+
+
+def watch(directory: GroupDirectory, client: int) -> None:
+    config = directory.config()
+    ranks = RankWatch(directory, len(config.devices), config.heartbeat_timeout)
+    while os.getppid() == client:
+        ranks.look()
+        time.sleep(INTERVAL)
+    ranks.look()
+    ranks.kill_all()
+    directory.remove()
+    os._exit(1)
+
+
+def main(path: str, client: str) -> None:
+    directory = GroupDirectory(path)
+    threading.Thread(target=watch, args=(directory, int(client)), daemon=True).start()
+    from torch.distributed.run import main as run
+
+    arguments = {
+        "nnodes": 1,
+        "nproc-per-node": len(directory.config().devices),
+        # A file in the private folder instead of --standalone's store, which listens on every interface.
+        "rdzv-backend": "c10d",
+        "rdzv-conf": "store_type=file",
+        "rdzv-endpoint": directory.rendezvous,
+        "rdzv-id": directory.path.name,
+        "local-addr": "127.0.0.1",
+        "max-restarts": RESTARTS,
+        "monitor-interval": INTERVAL,
+        "log-dir": directory.path / "elastic",
+    }
+    command = [f"--{name}={value}" for name, value in arguments.items()]
+    run([*command, "-m", f"{__package__}.rank", str(directory.path)])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,181 @@
+"""The line between the client and rank 0: a Unix-domain socket on which both ends prove that they know the key.
+
+Frames are a length and a JSON object of at most MAX_FRAME bytes, with file descriptors beside it; tensors are never
+in a frame. Before the proof each side reads a fixed number of bytes and decodes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import queue
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+from .protocol import MAX_SHARED
+
+MAX_FRAME = 1 << 18
+MAX_HANDSHAKES = 32  # at once; the oldest gives way
+HANDSHAKE_TIMEOUT = 5.0
+NONCE = 32
+LENGTH = struct.Struct("<I")
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class ConnectionLost(ConnectionError):
+    """The peer is gone, or sent what no peer of ours sends."""
+
+
+class Connection:
+    """An authenticated socket. receive() waits as long as it takes; poll(seconds) says whether it would not."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self.line = line
+        line.settimeout(None)
+
+    def send(self, frame: dict, descriptors: list[int] | None = None) -> None:
+        data = json.dumps(frame).encode()
+        if len(data) > MAX_FRAME:
+            raise ValueError(f"a frame of {len(data)} bytes; at most {MAX_FRAME} are allowed")
+        data = LENGTH.pack(len(data)) + data
+        try:
+            sent = socket.send_fds(self.line, [data], descriptors) if descriptors else 0
+            self.line.sendall(data[sent:])
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+
+    def receive(self) -> tuple[dict, list[int]]:
+        """The next frame and the descriptors that came with it, now the caller's."""
+        descriptors: list[int] = []
+        try:
+            (length,) = LENGTH.unpack(self._exactly(LENGTH.size, descriptors))
+            if length > MAX_FRAME:
+                raise ConnectionLost(f"a frame of {length} bytes")
+            frame = json.loads(self._exactly(length, descriptors))
+            if not isinstance(frame, dict):
+                raise ConnectionLost("a frame that is no object")
+            return frame, descriptors
+        except (OSError, ValueError, RecursionError) as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise error if isinstance(error, ConnectionLost) else ConnectionLost(str(error)) from error
+
+    def poll(self, seconds: float) -> bool:
+        poller = select.poll()  # select() fails on descriptors above 1023
+        poller.register(self.line, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+
+    def close(self) -> None:
+        self.line.close()
+
+    def _exactly(self, size: int, descriptors: list[int]) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece, received, _, _ = socket.recv_fds(self.line, size - len(data), MAX_SHARED + 1, CLOSE_ON_EXEC)
+            descriptors += received
+            if not piece:
+                raise ConnectionLost("the peer closed the connection")
+            data += piece
+        return data
+
+
+class Listener:
+    """Rank 0's end: connections that proved to know the key come out of accept(), in their order.
+
+    Garbage, silence and wrong proofs cost a short-lived thread each and nothing else.
+    """
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        self._key = key
+        self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._handshakes: list[socket.socket] = []
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of a rank 0 that was killed
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        path.chmod(0o600)
+        self._socket.listen(64)
+        threading.Thread(target=self._listen, name="para-listener", daemon=True).start()
+
+    def accept(self) -> Connection:
+        return self._accepted.get()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                line, _ = self._socket.accept()
+            except OSError:
+                time.sleep(0.1)  # out of descriptors: others will be closed
+                continue
+            self._handshakes.append(line)
+            if len(self._handshakes) > MAX_HANDSHAKES:
+                with contextlib.suppress(OSError):
+                    self._handshakes.pop(0).shutdown(socket.SHUT_RDWR)
+            threading.Thread(target=self._meet, args=(line,), daemon=True).start()
+
+    def _meet(self, line: socket.socket) -> None:
+        try:
+            prove_to_client(line, self._key)
+        except OSError:
+            line.close()
+        else:
+            self._accepted.put(Connection(line))
+        finally:
+            with contextlib.suppress(ValueError):
+                self._handshakes.remove(line)
+
+
+def connect(path: Path, key: bytes) -> Connection:
+    """Raises OSError (ConnectionLost) where nobody listens there, or nobody who knows the key."""
+    line = socket.socket(socket.AF_UNIX)
+    try:
+        line.settimeout(HANDSHAKE_TIMEOUT)
+        line.connect(str(path))
+        prove_to_server(line, key)
+        return Connection(line)
+    except BaseException:
+        line.close()
+        raise
+
+
+def prove_to_client(line: socket.socket, key: bytes) -> None:
+    ours = secrets.token_bytes(NONCE)
+    deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+    line.settimeout(HANDSHAKE_TIMEOUT)
+    line.sendall(ours)
+    answer = _fixed(line, NONCE + 32, deadline)
+    theirs, proof = answer[:NONCE], answer[NONCE:]
+    if not hmac.compare_digest(proof, _proof(key, b"client", ours, theirs)):
+        raise ConnectionLost("the peer does not know the key")
+    line.sendall(_proof(key, b"server", ours, theirs))
+
+
+def prove_to_server(line: socket.socket, key: bytes) -> None:
+    deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+    theirs, ours = _fixed(line, NONCE, deadline), secrets.token_bytes(NONCE)
+    line.sendall(ours + _proof(key, b"client", theirs, ours))
+    if not hmac.compare_digest(_fixed(line, 32, deadline), _proof(key, b"server", theirs, ours)):
+        raise ConnectionLost("the peer does not know the key")
+
+
+def _proof(key: bytes, role: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
+    return hmac.new(key, role + server_nonce + client_nonce, hashlib.sha256).digest()
+
+
+def _fixed(line: socket.socket, size: int, deadline: float) -> bytes:
+    data = b""
+    while len(data) < size:
+        line.settimeout(max(0.001, deadline - time.monotonic()))
+        piece = line.recv(size - len(data))
+        if not piece:
+            raise ConnectionLost("the peer closed the connection during the handshake")
+        data += piece
+    return data

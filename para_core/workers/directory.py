@@ -1,0 +1,124 @@
+"""The private folder (0700) of a group on this machine: its files, and who reads and writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from .config import GroupConfig
+
+PREFIX = "para_workers_"
+LAST_BYTES = 8192
+
+
+class GroupDirectory:
+    """key, config.json: the client writes them. rank<n>.json/.beat/.log/.error: rank n. deaths.jsonl, agent.log: the
+    agent. rank0.sock: rank 0. rendezvous, root<n>.json: for the ranks to find each other."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.socket = self.path / "rank0.sock"
+        self.agent_log = self.path / "agent.log"
+        self.rendezvous = self.path / "rendezvous"
+        self._deaths = self.path / "deaths.jsonl"
+
+    @classmethod
+    def create(cls, config: GroupConfig) -> GroupDirectory:
+        for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            _remove_if_orphaned(old)
+        directory = cls(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_"))
+        write_private(directory.path / "key", secrets.token_bytes(32))
+        stored = asdict(config) | {"working_directory": os.getcwd()}
+        write_private(directory.path / "config.json", json.dumps(stored).encode())
+        return directory
+
+    def key(self) -> bytes:
+        return (self.path / "key").read_bytes()
+
+    def config(self) -> GroupConfig:
+        return GroupConfig(**{key: value for key, value in self._config().items() if key != "working_directory"})
+
+    def working_directory(self) -> str:
+        return self._config()["working_directory"]
+
+    def _config(self) -> dict:
+        return json.loads((self.path / "config.json").read_text())
+
+    def rank_file(self, rank: int, kind: str) -> Path:
+        return self.path / f"rank{rank}.{kind}"
+
+    def pid(self, rank: int) -> int | None:
+        """Of the latest process of that rank, which may be dead."""
+        try:
+            return json.loads(self.rank_file(rank, "json").read_text())["pid"]
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write_pid(self, rank: int) -> None:
+        write_private(self.rank_file(rank, "json"), json.dumps({"pid": os.getpid()}).encode())
+
+    def add_death(self, rank: int, pid: int, cause: str) -> None:
+        with self._deaths.open("a") as file:
+            file.write(json.dumps({"rank": rank, "pid": pid, "cause": cause}) + "\n")
+
+    def deaths(self) -> list[dict]:
+        """{"rank", "pid", "cause"} of every process that ended, the earliest first."""
+        try:
+            return [json.loads(line) for line in self._deaths.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def last_lines(self, rank: int, count: int = 20) -> list[str]:
+        return last_lines(self.rank_file(rank, "log"), count)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """0600, and never seen half written."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    part.replace(path)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return []
+
+
+def kill_process_group(pid: int | None) -> None:
+    """A rank leads a process group of its own: what it started (compilers) goes with it."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _remove_if_orphaned(path: Path) -> None:
+    """What a client and an agent that were both killed have left."""
+    with contextlib.suppress(OSError, ValueError):
+        owner = int(path.name.removeprefix(PREFIX).split("_")[0])
+        if path.stat().st_uid == os.getuid() and not _exists(owner):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

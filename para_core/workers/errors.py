@@ -1,0 +1,19 @@
+"""How a call can end without a result."""
+
+from __future__ import annotations
+
+
+class WorkerError(RuntimeError):
+    """A rank raised, or was lost more often than max_restarts allows.
+
+    rank: None where the loss cannot be laid to one. details: its traceback, or the last lines it wrote.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, details: str = "") -> None:
+        super().__init__(f"{message}\n{details}" if details else message)
+        self.rank = rank
+        self.details = details
+
+
+class Cancelled(Exception):
+    """The caller's `cancelled` returned true."""

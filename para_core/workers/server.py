@@ -1,0 +1,160 @@
+"""The loops that ranks run once they are joined: rank 0 serves the client and leads, the others follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+import torch
+
+from .calls import Memories, Rounds
+from .channel import Connection, ConnectionLost, Listener
+from .config import WorkerContext
+from .protocol import Message, Payload, decode
+from .root_store import RootStore
+from .shared_memory import GrowingBuffer, ReceivedBuffer, SharedMemory
+from .status import ABANDONED, FailureWatch, Status, formatted, in_step
+
+
+class Performer:
+    """Runs a method of the service on a received message; the same on every rank."""
+
+    def __init__(self, context: WorkerContext, service: object, root: RootStore) -> None:
+        self.context = context
+        self.service = service
+        self.inbox = ReceivedBuffer()
+        self._root = root  # on rank 0 it is the server of every store here
+        control = root.open()
+        self.rounds = Rounds(control, context.rank, context.world_size)
+        self.memories = Memories(context.rank, self.inbox)
+        self.memories.agree(control, context.world_size)
+        control.set(f"ready/{context.rank}", json.dumps({"pid": os.getpid(), "device": str(context.device)}))
+        self.peers = [json.loads(control.get(f"ready/{rank}")) for rank in range(context.world_size)]
+
+    def perform(self, method: str, message: torch.Tensor, shared: list[torch.Tensor]) -> Payload:
+        device = self.context.device
+        own = torch.clone if device.type == "cpu" else lambda piece: piece.to(device)
+        payload = decode(message, shared, own=own)
+        if method.startswith("_") or not callable(function := getattr(self.service, method, None)):
+            raise AttributeError(f"{type(self.service).__name__} has no method {method!r} to call")
+        return function(payload)
+
+    def failed(self, call: int, error: BaseException) -> Status:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        text = formatted(error)
+        self.rounds.fail(call, text)
+        if out_of_memory and self.context.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Status.now(self.context.rank, self.context.device, text)
+
+
+class Follower(Performer):
+    @torch.inference_mode()
+    def run(self) -> None:
+        call = 0
+        while True:
+            order = self.rounds.await_order(call)
+            self.rounds.finish(call, self._follow(call, order))
+            call += 1
+
+    def _follow(self, call: int, order: dict) -> Status:
+        try:
+            self.perform(order["method"], *self.memories.receive(order))
+        except BaseException as error:
+            return self.failed(call, error)
+        return Status.now(self.context.rank, self.context.device)
+
+
+class Leader(Performer):
+    def __init__(self, context: WorkerContext, service: object, root: RootStore, grace: float) -> None:
+        super().__init__(context, service, root)
+        self._incarnation = secrets.token_hex(8)
+        self._call = 0
+        self._generation = 0
+        self._outbox = GrowingBuffer()
+        self._connection: Connection | None = None
+        self._watch = FailureWatch(root.open(), grace, self._abandon)
+
+    @torch.inference_mode()
+    def run(self, socket: Path, key: bytes) -> None:
+        listener = Listener(socket, key)
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        while True:
+            self._connection = listener.accept()
+            try:
+                self._connection.send({"incarnation": self._incarnation, "restarts": restarts, "ranks": self.peers})
+                self.inbox.close()
+                self._outbox.close()
+                while True:
+                    self._serve(*self._connection.receive())
+            except ConnectionLost:
+                self._connection.close()
+
+    def _serve(self, request: dict, descriptors: list[int]) -> None:
+        shared = self._taken(request, descriptors)
+        order = {"method": request["method"], "size": request["size"], "pid": os.getpid()}
+        order["inbox"] = [self.inbox.memory.descriptor, self.inbox.memory.size, self._generation]
+        order["shared"] = [[block.descriptor, block.size] for block in shared]
+        self._watch.begin(self._call)
+        self.rounds.announce(self._call, order)
+        answer, status = self._lead(request, shared)
+        statuses = [status, *self.rounds.statuses(self._call)]
+        for block in shared:
+            block.close()
+        try:
+            self._answer(answer, statuses)
+        finally:
+            self._call += 1
+
+    def _taken(self, request: dict, descriptors: list[int]) -> list[SharedMemory]:
+        """The request's memory, with the descriptors taken over."""
+        sizes = [*([request["buffer"]] if request["buffer"] else []), *request["shared"]]
+        if len(sizes) != len(descriptors):
+            raise ConnectionLost(f"{len(descriptors)} descriptors came for {len(sizes)} blocks")
+        memories = [SharedMemory.received(*pair) for pair in zip(descriptors, sizes, strict=True)]
+        if request["buffer"]:
+            self.inbox.replace(memories.pop(0))
+            self._generation += 1
+        return memories
+
+    def _lead(self, request: dict, shared: list[SharedMemory]) -> tuple[Message | None, Status]:
+        context = self.context
+        try:
+            self.memories.send(request["size"], shared)
+            blocks = [block.mapped(private=True) for block in shared]
+            result = self.perform(request["method"], self.inbox.message(request["size"]), blocks)
+            message = Message(result)
+            if message.shared:
+                raise ValueError(f"{request['method']} returned Shared, which travels to the ranks only")
+            return message, Status.now(context.rank, context.device)
+        except BaseException as error:
+            return None, self.failed(self._call, error)
+
+    def _answer(self, message: Message | None, statuses: list[Status]) -> None:
+        memory = [status.memory_bytes for status in statuses]
+        if any(status.error for status in statuses):
+            leaving = not in_step(statuses)
+            with self._watch.lock:
+                self._watch.end()
+                rank, error = self.rounds.first_failure(self._call)
+                self._connection.send({"ok": False, "rank": rank, "error": error, "memory": memory, "leaving": leaving})
+            if leaving:
+                os._exit(ABANDONED)
+            return
+        buffer, new = self._outbox.reserve(message.size)
+        message.write(buffer)
+        with self._watch.lock:
+            self._watch.end()
+            frame = {
+                "ok": True,
+                "size": message.size,
+                "memory": memory,
+                "buffer": self._outbox.memory.size if new else 0,
+            }
+            self._connection.send(frame, [self._outbox.memory.descriptor] if new else None)
+
+    def _abandon(self, call: int) -> None:
+        rank, error = self.rounds.first_failure(call)
+        self._connection.send({"ok": False, "rank": rank, "error": error, "memory": [], "leaving": True})

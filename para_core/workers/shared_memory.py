@@ -1,0 +1,111 @@
+"""Memory that processes share by passing its file descriptor on: without a name, so nothing can be left behind.
+
+On Linux it is a memfd; where there is none (macOS), a file in the temporary folder whose name is deleted at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import tempfile
+
+import torch
+
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.name == "posix" and hasattr(os, "memfd_create") else 0)
+KEPT = 1 << 30  # bytes; a larger buffer is given back after its message
+SMALLEST = 1 << 16
+
+
+class SharedMemory:
+    """size bytes behind a descriptor that this process owns.
+
+    mapped(): a (size,) uint8 tensor of the memory itself; private=True maps it copy-on-write: pages are common until
+    the process writes to them. The mapping lives as long as its tensors, also after close().
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor = descriptor
+        self.size = size
+
+    @classmethod
+    def create(cls, size: int) -> SharedMemory:
+        if not hasattr(os, "memfd_create"):
+            descriptor, name = tempfile.mkstemp(prefix="para_workers_")
+            os.unlink(name)
+            os.ftruncate(descriptor, size)
+            return cls(descriptor, size)
+        descriptor = os.memfd_create("para_workers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, size)
+            # A peer that maps it must never meet SIGBUS because it shrank.
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return cls(descriptor, size)
+
+    @classmethod
+    def received(cls, descriptor: int, size: int) -> SharedMemory:
+        """Takes the descriptor over. Raises ValueError where less than size bytes are behind it."""
+        memory = cls(descriptor, size)
+        if size < 0 or os.fstat(descriptor).st_size < size:
+            memory.close()
+            raise ValueError(f"{size} bytes are announced, but the descriptor has fewer")
+        return memory
+
+    def mapped(self, *, private: bool = False) -> torch.Tensor:
+        if not self.size:
+            return torch.empty(0, dtype=torch.uint8)
+        flags = mmap.MAP_PRIVATE | NO_RESERVE if private else mmap.MAP_SHARED
+        return torch.frombuffer(mmap.mmap(self.descriptor, self.size, flags=flags), dtype=torch.uint8)
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class GrowingBuffer:
+    """The memory that one side's messages are written to, one after the other; replaced by a larger one when needed."""
+
+    def __init__(self) -> None:
+        self.memory: SharedMemory | None = None
+        self._tensor: torch.Tensor | None = None
+
+    def reserve(self, size: int) -> tuple[torch.Tensor, bool]:
+        """A uint8 tensor of at least size bytes, and whether it is new to the peer."""
+        if self.memory is not None and size <= self.memory.size and (self.memory.size <= KEPT or size > KEPT):
+            return self._tensor, False
+        self.close()
+        self.memory = SharedMemory.create(max(SMALLEST, size if size > KEPT else 1 << (size - 1).bit_length()))
+        self._tensor = self.memory.mapped()
+        return self._tensor, True
+
+    def close(self) -> None:
+        if self.memory is not None:
+            self.memory.close()
+        self.memory = self._tensor = None
+
+
+class ReceivedBuffer:
+    """The peer's GrowingBuffer, mapped here."""
+
+    def __init__(self) -> None:
+        self.memory: SharedMemory | None = None
+        self._tensor: torch.Tensor | None = None
+
+    def replace(self, memory: SharedMemory) -> None:
+        self.close()
+        self.memory, self._tensor = memory, memory.mapped()
+
+    def message(self, size: int) -> torch.Tensor:
+        """Raises ValueError where the peer announces more than it has sent."""
+        if self.memory is None or not 0 <= size <= self.memory.size:
+            raise ValueError(f"a message of {size} bytes is announced in a buffer that is smaller")
+        return self._tensor[:size]
+
+    def close(self) -> None:
+        if self.memory is not None:
+            self.memory.close()
+        self.memory = self._tensor = None

@@ -1,0 +1,62 @@
+"""Services that the groups of these tests run, in the ranks' processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+
+class Session:
+    """Echoes, computes across ranks from what was loaded before, and fails on demand."""
+
+    def __init__(self, context):
+        self.context = context
+        self.weights = None
+
+    def echo(self, payload):
+        return payload
+
+    def info(self, payload):
+        context = self.context
+        return [context.rank, context.world_size, str(context.device), torch.is_inference_mode_enabled(), os.getpid()]
+
+    def load(self, payload):
+        self.weights = payload["weights"]
+
+    def step(self, payload):
+        """Adds rank + 1 times the weights to x, over all ranks."""
+        self._harm(payload)
+        total = payload["x"] + self.weights[0] * (self.context.rank + 1)
+        dist.all_reduce(total)
+        return total
+
+    def fail(self, payload):
+        if self.context.rank in payload["ranks"]:
+            raise ValueError(f"rank {self.context.rank} does not like it")
+        if payload["then_reduce"]:
+            dist.all_reduce(torch.ones(1))
+
+    def sleep(self, payload):
+        time.sleep(payload)
+        return payload
+
+    def _harm(self, payload):
+        """Once for each file: {"harm": [[rank, signal, file], ...]}."""
+        for rank, number, file in payload.get("harm", ()):
+            if rank == self.context.rank and os.path.exists(file):
+                os.unlink(file)
+                os.kill(os.getpid(), number)
+                if number == signal.SIGSTOP:
+                    time.sleep(0.5)
+                return
+        time.sleep(0.05)
+
+
+class Broken:
+    def __init__(self, context):
+        if context.rank == 1:
+            raise ValueError("no such model")

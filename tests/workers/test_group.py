@@ -1,0 +1,126 @@
+"""The group as its client sees it: calls, losses, cancelling, ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from para_core.workers import Cancelled, Shared, WorkerError
+
+
+@pytest.fixture
+def loaded(group):
+    """The shared group with weights loaded, and `recover` that loads them again; (group, the calls of recover)."""
+    recovered = []
+
+    def load():
+        group.call("load", {"weights": Shared([torch.full((3,), 2.0)])})
+
+    def recover():
+        recovered.append(True)
+        load()
+
+    load()
+    group.recover = recover
+    yield group, recovered
+    group.recover = None
+
+
+def harm(folder, *harms):
+    """The payload entry that does each (rank, signal) once."""
+    files = [folder / f"harm{index}" for index in range(len(harms))]
+    for file in files:
+        file.touch()
+    return [[rank, int(number), str(file)] for (rank, number), file in zip(harms, files, strict=True)]
+
+
+def test_every_kind_of_value_comes_back_as_it_went(group):
+    sent = {"none": None, "list": [True, 1, 2.5, "ä\ud800", b"\0\xff"], 3: {"deep": [[], {}]}, "long": "x" * 5000}
+    assert group.call("echo", sent) == sent
+
+
+def test_call_runs_in_inference_mode_on_every_rank(group):
+    rank, world_size, device, inference, _ = group.call("info")
+    assert [rank, world_size, device, inference] == [0, 2, "cpu", True]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_rank_is_replaced_and_the_call_replayed(loaded, tmp_path, rank):
+    group, recovered = loaded
+    expected = group.call("step", {"x": torch.ones(3)})
+    payload = {"x": torch.ones(3), "harm": harm(tmp_path, (rank, signal.SIGKILL))}
+    assert torch.equal(group.call("step", payload), expected)
+    assert len(recovered) == 1
+    assert group.call("info")[0] == 0
+
+
+def test_error_on_one_rank_comes_with_its_traceback_and_leaves_the_group_up(group):
+    pid = group.call("info")[-1]
+    with pytest.raises(WorkerError, match="rank 1 does not like it") as caught:
+        group.call("fail", {"ranks": [1], "then_reduce": False})
+    assert caught.value.rank == 1 and "services.py" in caught.value.details
+    assert group.call("info")[-1] == pid
+
+
+def test_error_on_one_rank_while_another_waits_for_it(group):
+    begun = time.monotonic()
+    with pytest.raises(WorkerError, match="rank 1 does not like it") as caught:
+        group.call("fail", {"ranks": [1], "then_reduce": True})
+    assert caught.value.rank == 1 and time.monotonic() - begun < 10
+    assert group.call("echo", 1) == 1
+
+
+def test_cancelled_call_is_left_at_once_and_the_next_one_waits_for_it(group):
+    pid = group.call("info")[-1]
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        group.call("sleep", 2.0, cancelled=cancel.is_set)
+    assert time.monotonic() - begun < 1.0
+    assert group.state()["ranks"][0]["state"] == "busy"
+    assert group.call("info")[-1] == pid and time.monotonic() - begun >= 2.0
+
+
+def test_what_cancelled_raises_passes_through(group):
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt():
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        group.call("sleep", 0.2, cancelled=interrupt)
+    assert group.call("echo", 5) == 5
+
+
+def test_three_kills_in_a_row_end_in_one_error_and_a_new_group_starts(start, tmp_path):
+    group = start(max_restarts=2)
+    group.recover = lambda: group.call("load", {"weights": [torch.ones(3)]})
+    group.recover()
+    payload = {"x": torch.ones(3), "harm": harm(tmp_path, *[(1, signal.SIGKILL)] * 3)}
+    with pytest.raises(WorkerError, match="rank 1 was lost: SIGKILL") as caught:
+        group.call("step", payload)
+    assert caught.value.rank == 1 and not group.alive
+    with pytest.raises(WorkerError, match="closed"):
+        group.call("echo", 1)
+    assert start().call("echo", 1) == 1
+
+
+def test_close_twice(start):
+    group = start()
+    directory = group.address.parent
+    assert directory.stat().st_mode & 0o777 == 0o700
+    group.close()
+    group.close()
+    assert not directory.exists() and not group.alive
+
+
+def test_service_that_cannot_be_made_is_one_error(start):
+    with pytest.raises(WorkerError, match="no such model") as caught:
+        start(service="workers.services:Broken")
+    assert caught.value.rank == 1
