@@ -15,7 +15,7 @@ HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths",
 HOST |= {"comfy_kitchen"}  # its quantized tensors
 
 BELOW_ADAPTERS = {"para_core.CORE", "para_core.families", "para_core.adapters", "para_core.attention"}
-BELOW_ADAPTERS |= {"para_core.parallel_vae"}
+BELOW_ADAPTERS |= {"para_core.parallel_vae", "para_core.workers"}
 
 # The longest prefix decides. packages: what may be imported from outside; parts: what of the pack.
 RULES = {
@@ -29,6 +29,7 @@ RULES = {
     "para_core/families": ({"torch"}, {"para_core.families"}),
     "para_core/attention": ({"torch"}, {"para_core.attention", "para_core.families"}),
     "para_core/parallel_vae": ({"torch"}, {"para_core.parallel_vae"}),
+    "para_core/workers": ({"torch"}, {"para_core.workers"}),
     "para_core/adapters": (set(), BELOW_ADAPTERS),
     "para_core/adapters/comfy": ({"torch"} | HOST, BELOW_ADAPTERS),
     "para_core/adapters/diffusers": ({"torch", "diffusers"}, BELOW_ADAPTERS),
