@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from ..block_forward import exchanged_forwards
 from ..families import ModelFamily
-from ..sharded_call import Arguments, SequenceRanks, ShardedCall, sharding_obstacle
+from ..sharded_call import ShardedCall, sharding_obstacle
 from ..streams import Result
+from ..token_splits import Arguments, SequenceRanks
+
+Compute = Callable[[Arguments], Result]
 
 
 class AroundBlocks(Protocol):
@@ -53,10 +56,13 @@ def sharded_forward(
     options["optimized_attention_override"] = _attention_of(sharded, options.get("optimized_attention_override"))
     changed = {"transformer_options": options, **({"control": control} if control else {})}
     exchanges = [
-        (block, _forward(sharded, around_blocks, (number, index), block))
+        (block, _forward(block, functools.partial(_run_block, sharded, around_blocks, number, index)))
         for number, stack in enumerate(family.stacks)
         for index, block in enumerate(stack.blocks_in(model))
     ]
+    for stack in family.branches:
+        run = functools.partial(sharded.branch, stack)
+        exchanges += [(block, _forward(block, run)) for block in stack.blocks_in(model)]
     with exchanged_forwards(exchanges):
         output = model(*args, **{**kwargs, **changed})
     assert sharded.finished, f"{type(model).__name__} has not called the `forward` of its last block"
@@ -70,18 +76,25 @@ def _positional_names(block_class: type[nn.Module]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _forward(sharded: ShardedCall, around: AroundBlocks, position: tuple[int, int], block: nn.Module) -> Callable:
+def _run_block(
+    sharded: ShardedCall, around: AroundBlocks, stack: int, index: int, arguments: Arguments, compute: Compute
+) -> Result:
+    return sharded.block(stack, index, arguments, lambda local: around(stack, index, local, lambda: compute(local)))
+
+
+def _forward(block: nn.Module, run: Callable[[Arguments, Compute], Result]) -> Callable:
+    """A `forward` for the block that gives its arguments, by name, and itself to `run`."""
     names, original = _positional_names(type(block)), block.forward
 
     def forward(*args, **kwargs):
-        # Arguments by name; by position where the block's signature has no names for them.
+        # By position where the block's signature has no names.
         positional = [names[at] if at < len(names) else at for at in range(len(args))]
 
-        def compute(local: Arguments) -> Result:
-            given = [local[key] for key in positional]
-            return around(*position, local, lambda: original(*given, **{key: local[key] for key in kwargs}))
+        def compute(arguments: Arguments) -> Result:
+            given = [arguments[key] for key in positional]
+            return original(*given, **{key: arguments[key] for key in kwargs})
 
-        return sharded.block(*position, {**dict(zip(positional, args, strict=True)), **kwargs}, compute)
+        return run({**dict(zip(positional, args, strict=True)), **kwargs}, compute)
 
     return forward
 

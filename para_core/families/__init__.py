@@ -7,10 +7,10 @@ import pkgutil
 from torch import nn
 
 from .family import BlockStack, ModelFamily
-from .sharding import PerToken, Sharding
+from .sharding import Attention, PerToken, Sharding
 from .stream import Stream
 
-__all__ = ["FAMILIES", "BlockStack", "ModelFamily", "PerToken", "Sharding", "Stream", "family_of"]
+__all__ = ["FAMILIES", "Attention", "BlockStack", "ModelFamily", "PerToken", "Sharding", "Stream", "family_of"]
 
 # Every file of this folder is a family, or a few close ones; a leading underscore marks another file's.
 FAMILIES: tuple[ModelFamily, ...] = tuple(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .stream import Stream
+
+# The token streams in their order there; queries and keys apart where they differ.
+Attention = tuple[str, ...] | tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,9 @@ class PerToken:
     part: its index where the argument is a tuple.
     repeats: fewer rows than tokens are allowed; then each row stands for equally many neighbours.
     ndim: a tensor with fewer dims than this is the same for all tokens.
-    counted: streams of which the host has counted what this rank holds, since it looked behind the first block.
+    grid: number of dims, from the one in `dims` on, in which the tokens are laid out.
+    attribute: the tensor's name where the argument is an object of the host's; a plain tensor takes its place.
+    counted: streams of which the host has what this rank holds already, since it looked behind the first block.
     """
 
     argument: str
@@ -31,6 +37,8 @@ class PerToken:
     part: int | None = None
     repeats: bool = False
     ndim: int = 0
+    grid: int = 1
+    attribute: str = ""
     counted: tuple[str, ...] = ()
 
 
@@ -38,16 +46,19 @@ class PerToken:
 class Sharding:
     """How a stack's blocks run on this rank's tokens only.
 
-    attentions: the streams that an attention call inside a block runs over, in their order there, call by call; what
-        a call behind these sees is whole on every rank (cross attention to text that is no stream).
-    streams: as the stack's, in the words of the blocks' `forward`; by default the stack's own.
+    attentions: what an attention call inside a block runs over, call by call. Of an empty one, and of one behind
+        these, every rank has all keys (cross attention to text that is no stream).
+    streams: as the stack's, in the words of the blocks' `forward`; by default the stack's own. Of a side branch: what
+        the host adds to the streams of the same names.
     mask_is_local: the block makes its attention mask for the tokens that it is given, the same in every block of the
         stack; otherwise a mask is about all tokens, in the order of the attention.
     residuals: the list in the host's `control` whose entries are added to the image tokens behind each block.
+    switches: transformer options that change which attentions are called, and how they have to stand.
     """
 
-    attentions: tuple[tuple[str, ...], ...]
+    attentions: tuple[Attention, ...]
     per_token: tuple[PerToken, ...] = ()
     streams: tuple[Stream, ...] = ()
     mask_is_local: bool = False
     residuals: str = ""
+    switches: Mapping[str, bool] = field(default_factory=dict)

@@ -14,6 +14,7 @@ class Stream:
     holds: the token streams inside it, in order along `token_dim`.
     part: its index where argument and result are tuples of several streams.
     batch_dim: along which the host batches conditionings.
+    grid: number of dims, from token_dim on, in which the tokens are laid out.
     """
 
     argument: str | int
@@ -22,3 +23,4 @@ class Stream:
     part: int | None = None
     token_dim: int = 1
     batch_dim: int = 0
+    grid: int = 1

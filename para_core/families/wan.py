@@ -5,6 +5,13 @@ from dataclasses import replace
 from .family import BlockStack, ModelFamily, Stream
 from .sharding import PerToken, Sharding
 
+_SHARDING = Sharding(
+    attentions=(("img",),),
+    streams=(Stream("x", None, ("img",)),),
+    # Where frames have timesteps of their own, `e` has a row for each frame or token.
+    per_token=(PerToken("freqs", ("img",)), PerToken("e", ("img",), repeats=True, ndim=4)),
+)
+
 # ComfyUI: comfy/ldm/wan/. In place: VACE, S2V and WanDancer add their branch behind a block, and so do model patches.
 WAN = ModelFamily(
     name="wan",
@@ -16,12 +23,7 @@ WAN = ModelFamily(
             (Stream("img", "img", ("img",)),),
             hook="double_block",
             in_place=True,
-            sharding=Sharding(
-                attentions=(("img",),),
-                streams=(Stream("x", None, ("img",)),),
-                # Where frames have timesteps of their own, `e` has a row for each frame or token.
-                per_token=(PerToken("freqs", ("img",)), PerToken("e", ("img",), repeats=True, ndim=4)),
-            ),
+            sharding=_SHARDING,
         ),
     ),
     refuses={"CausalWanModel": "its blocks fill a key/value cache that a skipped block would leave stale"},
@@ -43,5 +45,17 @@ WAN_VACE = replace(
     models="Wan 2.1 and 2.2 VACE",
     classes=("VaceWanModel",),
     refuses={},
-    branches=(BlockStack("vace_blocks", (Stream("c", 0, ("skip",)), Stream("c", 1, ("vace",)))),),
+    sharded=(),
+    branches=(
+        BlockStack(
+            "vace_blocks",
+            (Stream("c", 0, ("skip",)), Stream("c", 1, ("vace",))),
+            sharding=replace(
+                _SHARDING,
+                streams=(Stream("c", 0, ("img",)),),
+                # The first block gets all tokens, the others what the one in front has returned.
+                per_token=(*_SHARDING.per_token, PerToken("x", ("img",)), PerToken("c", ("img",), counted=("img",))),
+            ),
+        ),
+    ),
 )
