@@ -101,7 +101,7 @@ class TokenSplits:
         if per_token.kind in ("boundary", "crop"):
             return layout.splits[0].local(source)
         if per_token.kind == "spans":
-            return layout.spans(source, [name in per_token.counted for name in per_token.holds])
+            return layout.spans(source, [unit[0] in per_token.counted for unit, _ in self._units(per_token.holds)])
         if per_token.part is None:
             tensor = source if isinstance(source, Tensor) else getattr(source, per_token.attribute)
             return _cut_tensor(per_token, layout, tensor)

@@ -13,7 +13,15 @@ from tiny_models import TINY_MODELS  # noqa: E402
 from para_core.families import FAMILIES, ModelFamily  # noqa: E402
 
 OLDER, NEWER = "0.3.64", "0.33.0"
-HEADER = ("Models", "Block stacks", "Reached through", "Recommended threshold", f"ComfyUI {OLDER}", f"ComfyUI {NEWER}")
+HEADER = (
+    "Models",
+    "Block stacks",
+    "Reached through",
+    "Recommended threshold",
+    "Context parallel",
+    f"ComfyUI {OLDER}",
+    f"ComfyUI {NEWER}",
+)
 
 
 def table() -> str:
@@ -21,7 +29,9 @@ def table() -> str:
     rows = [HEADER, tuple("---" for _ in HEADER), *(_row(family) for family in _families())]
     refused = [f"- `{name}`: {reason}" for family in FAMILIES for name, reason in sorted(family.refuses.items())]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", "Refused by name:", "", *refused])
+    alone = [f"- `{name}`: {reason}" for family in FAMILIES for name, reason in sorted(family.unsharded.items())]
+    lines += ["", "Refused by name:", "", *refused]
+    return "\n".join([*lines, "", "On several devices these are refused by name as well:", "", *alone])
 
 
 def _families() -> list[ModelFamily]:
@@ -38,9 +48,18 @@ def _row(family: ModelFamily) -> tuple[str, ...]:
         ", ".join(f"`{stack.blocks}`" for stack in family.stacks),
         ", ".join(ways),
         f"{family.residual_diff_threshold:g}",
+        _sharded(family),
         _tested(family, OLDER),
         _tested(family, NEWER),
     )
+
+
+def _sharded(family: ModelFamily) -> str:
+    """yes, or why not; a family of which some classes are refused has them in the list below the table."""
+    refused = [reason for name, reason in family.unsharded.items() if name in family.classes]
+    if refused:
+        return f"no: {refused[0]}"
+    return "yes, except those below" if family.unsharded else "yes"
 
 
 def _tested(family: ModelFamily, version: str) -> str:

@@ -99,6 +99,24 @@ def test_the_table_has_every_family():
     assert len({len(row.split(" | ")) for row in rows if row.startswith("|")}) == 1
     assert all(any(row.startswith(f"| {family.models} |") for row in rows) for family in FAMILIES if served(family))
     assert "- `CausalWanModel`: its blocks fill a key/value cache" in families_table.table()
+    assert "- `WanModel_S2V`: it adds audio to whole frames" in families_table.table()
+
+
+@EACH
+def test_sharding_speaks_of_the_streams_of_its_stacks(family):
+    """What the data names exists: tokens that are split, argument names that ranks can look up."""
+    known = [name for stack in family.stacks for stream in stack.streams for name in stream.holds]
+    for stack in (*family.stacks, *family.branches):
+        if stack.sharding is None:
+            continue
+        for over in stack.sharding.attentions:
+            assert set(over if not over or isinstance(over[0], str) else sum(over, ())) <= set(known)
+        for per_token in stack.sharding.per_token:
+            assert set(per_token.holds) <= set(known) and set(per_token.counted) <= set(per_token.holds)
+        assert all(set(stream.holds) <= set(known) for stream in stack.sharding.streams)
+    shards = [stack.sharding is not None for stack in (*family.stacks, *family.branches)]
+    refused = any(name in family.classes for name in family.unsharded)
+    assert all(shards) or refused or "diffusers" in family.name
 
 
 def served(family: ModelFamily) -> bool:
