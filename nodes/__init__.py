@@ -6,6 +6,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .acceleration_report import AccelerationReport
+from .compile_model import CompileModel
 from .demo_prompt import DemoPrompt
 from .fbcache_patcher import FBCachePatcher
 from .fp8_quantize import FP8Quantize
@@ -17,7 +18,7 @@ DEMO_MODELS = Path(__file__).parent.parent / "para_core" / "demo" / "models"
 
 class ParaAccelerate(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FBCachePatcher, FP8Quantize, FP8QuantizeCLIP, AccelerationReport, DemoPrompt]
+        return [FBCachePatcher, FP8Quantize, FP8QuantizeCLIP, CompileModel, AccelerationReport, DemoPrompt]
 
 
 async def comfy_entrypoint() -> ParaAccelerate:

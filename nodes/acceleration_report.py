@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ..para_core.adapters.comfy_compile import has_compile, last_compile_report
 from ..para_core.adapters.comfy_fbcache import has_fbcache, last_report
 from ..para_core.adapters.comfy_quantization import quantization_reports
 from ..para_core.plot import draw_bars, draw_residual_curve, draw_text
@@ -64,8 +65,22 @@ def fp8_section(model: ModelPatcher) -> Section | None:
     return Section("fp8", text, [asdict(report) for report in reports], _below_each_other(pictures))
 
 
+def compile_section(model: ModelPatcher) -> Section | None:
+    """Compile Model's; None for a MODEL without it. Raises ValueError where no run was recorded."""
+    if not has_compile(model):
+        return None
+    report = last_compile_report(model)
+    if report is None:
+        raise ValueError(NO_RUN)
+    return Section("compile", report.text(), asdict(report), draw_text(report.text(), WIDTH, density=DENSITY))
+
+
 # One for each acceleration of the pack; it looks at the MODEL and says nothing where it is not on it.
-SECTIONS: tuple[Callable[[ModelPatcher], Section | None], ...] = (fbcache_section, fp8_section)
+SECTIONS: tuple[Callable[[ModelPatcher], Section | None], ...] = (
+    fbcache_section,
+    fp8_section,
+    compile_section,
+)
 
 
 class AccelerationReport(io.ComfyNode):

@@ -25,13 +25,13 @@ def send_report(node_id: str) -> Callable[[RunReport], None]:
             return
         last_sent = now
         server = PromptServer.instance
-        sender = {"node": node_id, "workflow": _running_workflow(server)}
+        sender = {"node": node_id, "workflow": running_workflow(server)}
         server.send_sync("para.fbcache", {**sender, "summary": report.summary(), **asdict(report)}, server.client_id)
 
     return send
 
 
-def _running_workflow(server: PromptServer) -> str | None:
+def running_workflow(server: PromptServer) -> str | None:
     """The id of the workflow that runs, None without one. Not from the node: the host may have kept it from another."""
     running, _ = server.prompt_queue.get_current_queue_volatile()
     for _number, _prompt_id, _prompt, extra_data, *_ in running:

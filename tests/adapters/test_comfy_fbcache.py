@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import FLUX, WAN, build, conditioning, fbcache, relative, sample, with_sampler
+from tiny_models import FLUX, WAN, add_lora, build, conditioning, fbcache, flux_control, relative, sample, with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -81,22 +81,6 @@ def test_a_changed_run_equals_a_fresh_start(tiny, change):
     assert torch.equal(after, sample(changed(build(tiny)), tiny, **settings))
 
 
-def add_lora(patcher, strength):
-    """A rank-4 LoRA on every linear of the blocks, as the LoRA nodes leave it on a clone."""
-    import comfy.weight_adapter
-
-    clone = patcher.clone()
-    generator = torch.Generator().manual_seed(3)
-    patches = {}
-    for name, weight in clone.model.state_dict().items():
-        if "block" in name and weight.ndim == 2:
-            up = torch.randn(weight.shape[0], 4, generator=generator) * 0.05
-            down = torch.randn(4, weight.shape[1], generator=generator) * 0.05
-            patches[name] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))
-    assert len(clone.add_patches(patches, strength)) == len(patches) > 0
-    return clone
-
-
 def test_lora_before_and_behind_the_patcher_is_the_same():
     model = build(FLUX)
     plain = sample(fbcache(model, ALWAYS), FLUX)
@@ -150,25 +134,8 @@ def test_second_model_of_a_dual_model_guider_has_its_own_residuals():
     assert relative(second, expected) <= 1e-5
 
 
-class Control:
-    """A ControlNet as the model sees it: fixed residuals for the double and the single blocks."""
-
-    def __new__(cls, num_tokens, width):
-        import comfy.controlnet
-
-        class FixedControl(comfy.controlnet.ControlBase):
-            def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-                generator = torch.Generator().manual_seed(4)
-                residual = torch.randn(x_noisy.shape[0], num_tokens, width, generator=generator)
-                return {"input": [residual, 0.5 * residual], "output": [residual, None, -0.7 * residual]}
-
-        return FixedControl()
-
-
 def test_controlnet_residuals_count_once_on_a_hit():
-    _, height, width = FLUX.latent
-    control = Control(height // 2 * (width // 2), FLUX.unet_config["hidden_size"])
-    positive = conditioning(FLUX, 1, control=control)
+    positive = conditioning(FLUX, 1, control=flux_control())
     outputs = []
 
     def twice(model, x, sigmas):

@@ -1,5 +1,6 @@
 """Tiny models of ComfyUI's own classes with random weights, and one way to sample them through its real sampler."""
 
+from .additions import add_lora, flux_control
 from .exactness import check, node, twice
 from .image import FLUX, IMAGE
 from .sampling import fbcache, relative, sample, with_sampler
@@ -13,10 +14,12 @@ __all__ = [
     "TINY_MODELS",
     "WAN",
     "TinyModel",
+    "add_lora",
     "build",
     "check",
     "conditioning",
     "fbcache",
+    "flux_control",
     "host_version",
     "node",
     "relative",

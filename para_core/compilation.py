@@ -1,0 +1,289 @@
+"""Compiles each kind of block of a model once, and lets all blocks of the kind run the compiled code for a while."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from .artifact_cache import ArtifactCache
+from .compile_config import CompileConfig, compile_obstacle
+from .compile_report import Compiled, CompileReport
+from .compile_watch import CompileWatch
+from .families import ModelFamily
+
+logger = logging.getLogger(__name__)
+
+MAX_SIZES = 16  # of one kind of block with dynamic off; the longest unused one makes room
+Bypass = Callable[[nn.Module, tuple, dict], "str | None"]
+
+
+class Kind:
+    """The compiled code of all blocks that are built alike.
+
+    The class's own forward is compiled with the block as its first argument, so that torch tells blocks apart by
+    structure and not by identity. It is compiled from copies of its code object: torch keeps what it compiles there,
+    and so it goes when the kind goes, and no kind counts towards another one's recompile limit.
+    """
+
+    def __init__(self, name: str, block: nn.Module, config: CompileConfig) -> None:
+        self.name, self.config = name, config
+        self.forward = type(block).forward
+        self.obstacle: str | None = None
+        self._first: object = None
+        self._by_size: dict[object, Callable] = {}
+
+    def code_for(self, arguments: Sequence[object]) -> tuple[Callable, str]:
+        """The compiled code for arguments of this size, and why it is not the first; it compiles when it is called."""
+        size = _size(arguments)
+        if self._first is None:
+            self._first = size
+        dynamic = {"auto": size != self._first, "on": True, "off": False}[self.config.dynamic]
+        key = "any" if dynamic else size
+        found = self._by_size.pop(key, None)
+        if found is None and len(self._by_size) >= MAX_SIZES:
+            del self._by_size[next(iter(self._by_size))]
+            logger.info("%s is compiled for %d sizes; the longest unused one is dropped", self.name, MAX_SIZES)
+        reason = "another size" if found is None and self._by_size else ""
+        self._by_size[key] = found or self._compiled(dynamic)
+        return self._by_size[key], reason
+
+    def forget(self) -> None:
+        """Compile anew at the next call."""
+        self._by_size.clear()
+        self._first = None
+
+    def _compiled(self, dynamic: bool) -> Callable:
+        config = self.config
+        mode = {"mode": config.mode} if config.backend == "inductor" else {}
+        return torch.compile(
+            _copy(self.forward), backend=config.backend, fullgraph=config.fullgraph, dynamic=dynamic, **mode
+        )
+
+
+class Compilation:
+    """What has been compiled for one model; it lasts as long as its owner keeps it, over any number of runs.
+
+    cache: where artifacts are kept for the next process.
+    """
+
+    def __init__(self, config: CompileConfig, cache: ArtifactCache | None = None) -> None:
+        self.config, self.cache = config, cache
+        self.compiled: list[Compiled] = []
+        self._kinds: dict[object, Kind] = {}
+
+    def kind_of(self, name: str, block: nn.Module) -> Kind:
+        key = (name, type(block), _structure(block))
+        if key not in self._kinds:
+            self._kinds[key] = Kind(name, block, self.config)
+        return self._kinds[key]
+
+    @contextmanager
+    def run(
+        self,
+        model: nn.Module,
+        family: ModelFamily | None,
+        *,
+        bypass: Bypass | None = None,
+        listener: Callable[[CompileReport], None] | None = None,
+    ) -> Iterator[CompileRun]:
+        """Within the context the model's blocks (scope model: the model itself) run compiled code.
+
+        Only `forward` of the instances is set, and taken away again: parameter names, hooks and other modules of the
+        classes stay. bypass: called before each block with it and its arguments; it returns why this call is to run as
+        it is, or None, and may raise to end the run. family: not needed with scope model.
+        Raises ValueError where nothing can be compiled, unless the config allows to run uncompiled.
+        """
+        run = CompileRun(self, bypass, listener)
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        obstacle = compile_obstacle(self.config, device)
+        if obstacle is not None:
+            refuse(obstacle, self.config)
+            run.uncompiled[obstacle] = 0
+        blocks = [] if obstacle is not None else list(_targets(model, family, self.config))
+        try:
+            for name, block in blocks:
+                if "forward" not in block.__dict__:
+                    block.forward = run.forward_of(name, block)
+                elif not isinstance(block.__dict__["forward"], CompiledForward):
+                    run.note("another extension has replaced the block's forward")
+            with run.watch.installed():
+                yield run
+        finally:
+            for _, block in blocks:
+                forward = block.__dict__.get("forward")
+                if isinstance(forward, CompiledForward) and forward.run is run:
+                    del block.forward
+            run.end()
+
+
+class CompiledForward:
+    """Stands in for a block's forward in one run."""
+
+    def __init__(self, run: CompileRun, name: str, block: nn.Module) -> None:
+        self.run, self.name, self.block = run, name, block
+        self.kind: Kind | None = None
+
+    def __call__(self, *args, **kwargs):
+        run, block = self.run, self.block
+        reason = run.bypass(block, args, kwargs) if run.bypass is not None else None
+        if reason is None:
+            # Not before: the host exchanges layers when it loads the model, inside the run.
+            self.kind = self.kind or run.compilation.kind_of(self.name, block)
+            reason = self.kind.obstacle
+        if reason is not None:
+            run.note(reason)
+            return type(block).forward(block, *args, **kwargs)
+        return run.call(self.kind, block, args, kwargs)
+
+
+class CompileRun:
+    """One run: its numbers, and how a block of it is called."""
+
+    def __init__(
+        self, compilation: Compilation, bypass: Bypass | None, listener: Callable[[CompileReport], None] | None
+    ) -> None:
+        self.compilation, self.bypass, self.listener = compilation, bypass, listener
+        self.compiled: list[Compiled] = []
+        self.uncompiled: dict[str, int] = {}
+        self.num_blocks = 0
+        self.watch = CompileWatch(self.tell)
+        self._finished = False
+
+    def forward_of(self, name: str, block: nn.Module) -> CompiledForward:
+        self.num_blocks += 1
+        return CompiledForward(self, name, block)
+
+    def note(self, reason: str) -> None:
+        self.uncompiled[reason] = self.uncompiled.get(reason, 0) + 1
+
+    def call(self, kind: Kind, block: nn.Module, args: tuple, kwargs: dict):
+        """What the block returns, by compiled code; compiled now if it has to be."""
+        code, reason = kind.code_for((*args, *kwargs.values()))
+        cache = self.compilation.cache
+        config = kind.config
+        if config.reuses_outputs:
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            with cache.used() if cache is not None else nullcontext(), self.watch.call(kind.name):
+                result = code(block, *args, **kwargs)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            return self._failed(kind, error)(block, *args, **kwargs)
+        finally:
+            self._enter(kind, reason)
+        return _cloned(result) if config.reuses_outputs else result
+
+    def _failed(self, kind: Kind, error: Exception) -> Callable:
+        """What to call instead of code that could not be compiled."""
+        kind.forget()
+        cache, begun = self.compilation.cache, self.watch.num_compiled > 1
+        if cache is not None and not begun and cache.discard(f"compiling {kind.name} failed with it"):
+            return lambda block, *args, **kwargs: self.call(kind, block, args, kwargs)
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        obstacle = kind.obstacle = f"{kind.name} cannot be compiled: {type(error).__name__}: {first_line}"
+        if begun:  # a part of the block has run, and may have written into its arguments
+            raise ValueError(f"{obstacle}; run again, and the block runs uncompiled if that is allowed") from error
+        advice = "turn fullgraph off" if kind.config.fullgraph else "choose another backend or mode"
+        refuse(f"{obstacle}; {advice}", kind.config, error)
+        self.note(obstacle)
+        return kind.forward
+
+    def _enter(self, kind: Kind, reason: str) -> None:
+        for seconds, torch_reason in self.watch.taken():
+            self.compiled.append(Compiled(kind.name, seconds, torch_reason or reason))
+            self.compilation.compiled.append(self.compiled[-1])
+
+    def report(self) -> CompileReport:
+        compilation, since = self.compilation, self.watch.since
+        return CompileReport(
+            tuple(self.compiled),
+            len(compilation.compiled),
+            sum(one.seconds for one in compilation.compiled),
+            self.num_blocks,
+            dict(self.uncompiled),
+            None if since is None else self.watch.name,
+            0.0 if since is None else time.perf_counter() - since,
+            None if compilation.cache is None else compilation.cache.num_bytes,
+            self._finished,
+        )
+
+    def tell(self) -> None:
+        if self.listener is not None:
+            self.listener(self.report())
+
+    def end(self) -> None:
+        """Keep what was compiled for the next process, and tell the final numbers."""
+        if self.compiled and self.compilation.cache is not None:
+            self.compilation.cache.settle()
+        self._finished = True
+        logger.info(self.report().summary())
+        self.tell()
+
+
+def compiled_blocks(
+    model: nn.Module, family: ModelFamily | None, config: CompileConfig, *, compilation: Compilation | None = None
+) -> AbstractContextManager[CompileRun]:
+    """Within the context the model's blocks run compiled code; for code that serves a model without a host.
+
+    compilation: keeps the compiled code from one context to the next; without one it goes with the context.
+    Raises ValueError as `Compilation.run` does.
+    """
+    return (compilation or Compilation(config)).run(model, family)
+
+
+def refuse(obstacle: str, config: CompileConfig, cause: Exception | None = None) -> None:
+    """Raise ValueError, or log the obstacle where the config allows to run uncompiled."""
+    if not config.allow_uncompiled:
+        raise ValueError(f"{obstacle}; or set allow_uncompiled to run it as it is") from cause
+    logger.warning("%s; it runs uncompiled", obstacle)
+
+
+def _targets(model: nn.Module, family: ModelFamily | None, config: CompileConfig) -> Iterator[tuple[str, nn.Module]]:
+    """What is compiled, each with the name of its kind."""
+    if config.scope == "model":
+        yield type(model).__name__, model
+        return
+    assert family is not None, "scope blocks needs the model's family"
+    for stack in (*family.stacks, *family.branches):
+        for block in stack.blocks_in(model):
+            yield type(block).__name__ if stack.layered else stack.blocks.removesuffix("s"), block
+
+
+def _copy(function: Callable) -> Callable:
+    """The same function with a code object of its own."""
+    if not isinstance(function, FunctionType):  # decorated by an object
+        return _copy(lambda block, *args, **kwargs: function(block, *args, **kwargs))
+    code = function.__code__.replace()
+    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _structure(block: nn.Module) -> tuple:
+    """What blocks of one kind have in common: the types inside, and their parameters' shapes and dtypes."""
+    return tuple(
+        (name, type(module), *((key, p.shape, p.dtype) for key, p in module.named_parameters(recurse=False)))
+        for name, module in block.named_modules()
+    )
+
+
+def _size(value: object) -> object:
+    """The shapes of all tensors in arguments, those inside tuples and plain objects included."""
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_size, value))
+    # Not a host's options, which are dicts.
+    return tuple(map(_size, vars(value).values())) if hasattr(value, "__dict__") and not callable(value) else None
+
+
+def _cloned(result):
+    if isinstance(result, Tensor):
+        return result.clone()
+    return type(result)(map(_cloned, result)) if isinstance(result, (tuple, list)) else result
