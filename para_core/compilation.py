@@ -21,7 +21,8 @@ from .families import ModelFamily
 logger = logging.getLogger(__name__)
 
 MAX_SIZES = 16  # of one kind of block with dynamic off; the longest unused one makes room
-Bypass = Callable[[nn.Module, tuple, dict], "str | None"]
+# A block and its arguments, to why this call runs as it is (or None) and what compiled code is given.
+Entrance = Callable[[nn.Module, tuple, dict], "tuple[str | None, tuple, dict]"]
 
 
 class Kind:
@@ -90,17 +91,17 @@ class Compilation:
         model: nn.Module,
         family: ModelFamily | None,
         *,
-        bypass: Bypass | None = None,
+        entrance: Entrance | None = None,
         listener: Callable[[CompileReport], None] | None = None,
     ) -> Iterator[CompileRun]:
         """Within the context the model's blocks (scope model: the model itself) run compiled code.
 
         Only `forward` of the instances is set, and taken away again: parameter names, hooks and other modules of the
-        classes stay. bypass: called before each block with it and its arguments; it returns why this call is to run as
-        it is, or None, and may raise to end the run. family: not needed with scope model.
+        classes stay. entrance: called before each block; it may raise to end the run. family: not needed with scope
+        model.
         Raises ValueError where nothing can be compiled, unless the config allows to run uncompiled.
         """
-        run = CompileRun(self, bypass, listener)
+        run = CompileRun(self, entrance, listener)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         obstacle = compile_obstacle(self.config, device)
         if obstacle is not None:
@@ -132,7 +133,9 @@ class CompiledForward:
 
     def __call__(self, *args, **kwargs):
         run, block = self.run, self.block
-        reason = run.bypass(block, args, kwargs) if run.bypass is not None else None
+        reason, given = None, (args, kwargs)
+        if run.entrance is not None:
+            reason, *given = run.entrance(block, args, kwargs)
         if reason is None:
             # Not before: the host exchanges layers when it loads the model, inside the run.
             self.kind = self.kind or run.compilation.kind_of(self.name, block)
@@ -140,16 +143,16 @@ class CompiledForward:
         if reason is not None:
             run.note(reason)
             return type(block).forward(block, *args, **kwargs)
-        return run.call(self.kind, block, args, kwargs)
+        return run.call(self.kind, block, *given)
 
 
 class CompileRun:
     """One run: its numbers, and how a block of it is called."""
 
     def __init__(
-        self, compilation: Compilation, bypass: Bypass | None, listener: Callable[[CompileReport], None] | None
+        self, compilation: Compilation, entrance: Entrance | None, listener: Callable[[CompileReport], None] | None
     ) -> None:
-        self.compilation, self.bypass, self.listener = compilation, bypass, listener
+        self.compilation, self.entrance, self.listener = compilation, entrance, listener
         self.compiled: list[Compiled] = []
         self.uncompiled: dict[str, int] = {}
         self.num_blocks = 0

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "compile"
 OUTSIDE = {"post_input", "double_block", "noise_refiner"}  # list patches that the host calls between blocks
+BETWEEN = {KEY, "patches_replace", "wrappers", "callbacks"}  # options that no block reads
 # What was compiled for a model lasts as long as the model: a node behind a changed LoRA is executed again, and must
 # find it. No run state is in here.
 _compilations: WeakKeyDictionary[nn.Module, dict[CompileConfig, Compilation]] = WeakKeyDictionary()
@@ -92,32 +93,43 @@ def _outer_sample(executor, *args, **kwargs):
     model = diffusion_model_of(guider.model_patcher.model)
     if isinstance(model, StandIn):  # its blocks run in other processes
         return executor(*args, **kwargs)
-    with option.compilation.run(model, option.family, bypass=_Bypass(), listener=option.listener) as run:
+    with option.compilation.run(model, option.family, entrance=_Entrance(), listener=option.listener) as run:
         try:
             return executor(*args, **kwargs)
         finally:
             option.log.report = run.report()
 
 
-class _Bypass:
-    """Which calls of a run are better left uncompiled. The host's cancel button takes effect here, block by block."""
+class _Entrance:
+    """Which block calls of a run are better left uncompiled, and the options that compiled code sees.
+
+    The host's cancel button takes effect here, from block to block.
+    """
 
     def __init__(self) -> None:
         self._moved: dict[nn.Module, bool] = {}
 
-    def __call__(self, block: nn.Module, args: tuple, kwargs: dict) -> str | None:
+    def __call__(self, block: nn.Module, args: tuple, kwargs: dict) -> tuple[str | None, tuple, dict]:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        options = kwargs.get("transformer_options") or {}
-        inside = [name for name, patches in options.get("patches", {}).items() if patches and name not in OUTSIDE]
+        inside: set[str] = set()
+
+        def slim(value: object) -> object:
+            if not isinstance(value, dict) or "cond_or_uncond" not in value:
+                return value
+            inside.update(name for name, patches in value.get("patches", {}).items() if patches and name not in OUTSIDE)
+            # Torch guards how many there are, and nodes add and remove these.
+            return {key: kept for key, kept in value.items() if key not in BETWEEN} | {"patches": {}}
+
+        given = tuple(map(slim, args)), {name: slim(value) for name, value in kwargs.items()}
         if inside:
             # Compiled, a patch would be taken for constant; other packs change theirs from step to step.
-            return f"another node's patch inside the block ({', '.join(inside)})"
+            return f"another node's patch inside the block ({', '.join(sorted(inside))})", *given
         if block not in self._moved:
             self._moved[block] = any(
                 getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None)
                 for layer in block.modules()
             )
-        return "its weights are offloaded, with a LoRA on them" if self._moved[block] else None
+        return ("its weights are offloaded, with a LoRA on them" if self._moved[block] else None), *given
 
 
 def _without_dynamic_vram(model: ModelPatcher) -> ModelPatcher:
