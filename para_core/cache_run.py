@@ -37,10 +37,13 @@ class CacheRun(RunState):
     # Errors of a prediction are smaller than the changes that families' thresholds speak of.
     DEFAULT_SHARE = {"first_block": 1.0, "prediction": 0.5}
 
-    def __init__(self, family: ModelFamily, config: CacheConfig, *, reduce: Reduce = alone) -> None:
+    def __init__(
+        self, family: ModelFamily, config: CacheConfig, *, reduce: Reduce = alone, rounding: float = 0.0
+    ) -> None:
+        """rounding: how coarsely the model rounds activations (`Scheme.rounding`); shifts the default threshold."""
         threshold = config.residual_diff_threshold
         self.family = family
-        default = family.residual_diff_threshold * self.DEFAULT_SHARE[config.decision]
+        default = family.threshold_for(rounding) * self.DEFAULT_SHARE[config.decision]
         super().__init__(config, default if threshold is None else threshold, reduce)
         self._budgets: dict[tuple[Hashable, ...], Budget] = {}  # of conditionings that are evaluated together
         self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream

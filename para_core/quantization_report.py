@@ -18,7 +18,7 @@ class QuantizationReport:
     """What was done to one model.
 
     quantized: layer names. left: name to reason. bytes_before, bytes_after: of the quantized layers' weights.
-    weight_error: relative L2 of all quantized weights. note: what to know about this device; may be empty.
+    num_weights: in them. weight_error: relative L2 of all of them. note: what to know about this device; may be empty.
     """
 
     scheme: str
@@ -26,8 +26,14 @@ class QuantizationReport:
     left: Mapping[str, str]
     bytes_before: int
     bytes_after: int
+    num_weights: int
     weight_error: float
     note: str = ""
+
+    @property
+    def share_of_bf16(self) -> float:
+        """The memory of the quantized layers over that in bfloat16, whatever they were in."""
+        return self.bytes_after / (2 * self.num_weights)
 
     @property
     def reasons(self) -> dict[str, list[str]]:
@@ -72,6 +78,7 @@ class Tally:
     quantized: list[str] = field(default_factory=list)
     bytes_before: int = 0
     bytes_after: int = 0
+    num_weights: int = 0
     _error: float = 0.0
     _norm: float = 0.0
 
@@ -81,13 +88,14 @@ class Tally:
         self.quantized.append(name)
         self.bytes_before += weight.nbytes
         self.bytes_after += quantized.nbytes
+        self.num_weights += weight.numel()
         self._error += float((quantized.dequantize(torch.float32) - reference).square().sum())
         self._norm += float(reference.square().sum())
 
     def report(self, device: torch.device) -> QuantizationReport:
         """device: on which the model will run."""
         error = (self._error / self._norm) ** 0.5 if self._norm else 0.0
-        numbers = (self.bytes_before, self.bytes_after, error)
+        numbers = (self.bytes_before, self.bytes_after, self.num_weights, error)
         return QuantizationReport(
             self.scheme.name, tuple(self.quantized), self.left, *numbers, note(self.scheme, device)
         )

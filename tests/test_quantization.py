@@ -68,7 +68,12 @@ def test_scales_and_rounding_are_torchaos(name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("fp8_dynamic_per_tensor", torch.float32), ("fp8_dynamic_per_row", torch.bfloat16)]
+    ("name", "dtype"),
+    [
+        ("fp8_dynamic_per_tensor", torch.float32),
+        ("fp8_dynamic_per_tensor", torch.bfloat16),
+        ("fp8_dynamic_per_row", torch.bfloat16),
+    ],
 )
 def test_reference_equals_torchaos_dynamic_fp8(name, dtype, monkeypatch):
     """torchao quantizes and multiplies a layer on its own; only its question for the hardware is answered for it."""

@@ -17,6 +17,7 @@ def test_report_adds_up_bytes_and_error():
         tally.add(f"blocks.{index}", weight, quantize(weight, scheme))
     report = tally.report(CPU)
     assert (report.bytes_before, report.bytes_after) == (2 * 64 * 192, 64 * 192 + 8)
+    assert report.share_of_bf16 == report.bytes_after / report.bytes_before
     exact = torch.cat([weight.float() for weight in weights])
     rounded = torch.cat([quantize(weight, scheme).dequantize(torch.float32) for weight in weights])
     assert report.weight_error == pytest.approx(float((rounded - exact).norm() / exact.norm()), rel=1e-4)
@@ -29,7 +30,7 @@ def test_report_adds_up_bytes_and_error():
 
 def test_text_names_what_was_left_and_why():
     left = {f"blocks.{i}.a": "already quantized (QuantizedTensor)" for i in range(5)} | {"head": "outside the blocks"}
-    report = QuantizationReport("int8_weight_only", ("blocks.0.b",), left, 8192, 4096, 0.0071, "weight only")
+    report = QuantizationReport("int8_weight_only", ("blocks.0.b",), left, 8192, 4096, 4096, 0.0071, "weight only")
     assert report.text().splitlines() == [
         "FP8 Quantize, scheme int8_weight_only",
         "Layers: 1 quantized, 6 left",

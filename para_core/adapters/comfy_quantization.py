@@ -13,10 +13,10 @@ from comfy.sd import CLIP
 from torch import nn
 
 from ..families import family_of
-from ..quantization import QuantizedWeight, Scheme, quantize, scheme_for
+from ..quantization import QuantizedWeight, Scheme, from_state_dict, quantize, scheme_for, to_state_dict
 from ..quantization_plan import Selection, choose_layers, family_layers, listed_layers, weight_obstacle
 from ..quantization_report import QuantizationReport, Tally
-from .comfy_quantized_linear import FloatTensor, QuantizedLinear, quantized_linear
+from .comfy_quantized_linear import FloatTensor, QuantizedLinear, is_quantized, quantized_linear
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,27 @@ def with_quantized_weights(model: ModelPatcher, weights: Mapping[str, QuantizedW
     return _resized(clone, saved)
 
 
+def save_quantized_weights(model: ModelPatcher, file: str) -> None:
+    """Write the quantized weights of a MODEL, without LoRAs and without its other layers, to a safetensors file.
+
+    Raises ValueError for a MODEL without any.
+    """
+    weights = quantized_weights(model)
+    if not weights:
+        raise ValueError("the MODEL has no quantized layers to save; connect it from behind FP8 Quantize")
+    tensors, metadata = to_state_dict(weights)
+    comfy.utils.save_torch_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+
+
+def load_quantized_weights(model: ModelPatcher, file: str) -> ModelPatcher:
+    """A clone of `model` with the weights that `save_quantized_weights` wrote, bit by bit.
+
+    Raises ValueError for another kind of file, and for one of another model.
+    """
+    tensors, metadata = comfy.utils.load_torch_file(file, safe_load=True, return_metadata=True)
+    return with_quantized_weights(model, from_state_dict(tensors, metadata or {}))
+
+
 def _quantize_layers(
     clone: ModelPatcher, scheme: Scheme, paths: Mapping[str, str], left: dict[str, str]
 ) -> tuple[ModelPatcher, QuantizationReport]:
@@ -135,6 +156,8 @@ def _obstacle(patcher: ModelPatcher, prefix: str, name: str, _: nn.Module) -> st
     layer = patcher.get_model_object(prefix + name)
     if isinstance(layer, QuantizedLinear):
         return "already quantized (by this node)"
+    if is_quantized(layer.weight):
+        return f"already quantized ({layer.weight._layout_cls})"
     obstacle = weight_obstacle(layer.weight)
     if obstacle is None and type(layer).__module__ not in PLAIN_LINEARS:
         return f"not a plain linear ({type(layer).__name__})"

@@ -18,6 +18,7 @@ from ..cache_report import RunReport
 from ..cache_run import CacheRun
 from ..families import family_of
 from ..first_block import Step
+from ..quantization import rounding_of
 from ..residual_cache import CacheConfig
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def cache_run(
         if num_steps < 1:
             raise ValueError("target_speedup needs num_steps, the number of denoising steps of the run; give both.")
         Budget(config.target_speedup, sum(len(stack.blocks_in(transformer)) for stack in family.stacks))
-    run = CacheRun(family, config)
+    run = CacheRun(family, config, rounding=rounding_of(transformer.modules()))
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     registry.register_hook(FBCacheHook(transformer, run, num_steps), HOOK)
     try:

@@ -1,11 +1,14 @@
-"""python -m para_core.demo: the small model with and without the cache; a table, out/demo.json and out/demo.png."""
+"""python -m para_core.demo: the small model with and without acceleration; a table, out/demo.json, out/demo.png."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +22,14 @@ from .weights import load_autoencoder, load_transformer
 
 THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
 PREDICTION_THRESHOLDS = (0.04, 0.06)
+SCHEMES = {
+    "FP8 dynamic per tensor": "fp8_dynamic_per_tensor",
+    "FP8 dynamic per row": "fp8_dynamic_per_row",
+    "FP8 weight-only": "fp8_weight_only",
+    "INT8 weight-only": "int8_weight_only",
+    "NF4": "nf4",
+}
+TOGETHER = "fp8_dynamic_per_row"  # the scheme that is shown with the cache
 
 
 def main() -> None:
@@ -27,6 +38,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="how many held-out prompts (default 32)")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T")
     parser.add_argument("--prediction-thresholds", type=float, nargs="*", default=PREDICTION_THRESHOLDS, metavar="T")
+    parser.add_argument("--schemes", nargs="*", choices=SCHEMES.values(), default=available(), metavar="SCHEME")
     parser.add_argument("--no-host", action="store_true", help="do not run the demo workflow in ComfyUI")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -37,14 +49,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    rows = [
-        Row("baseline"),
-        *(Row(f"FBCache {value:.2f}", CacheConfig(value)) for value in args.thresholds),
-        *(
-            Row(f"prediction {value:.2f}", CacheConfig(value, decision="prediction", order=1))
-            for value in args.prediction_thresholds
-        ),
-    ]
+    rows = [Row("baseline"), *cache_rows(args), *quantized_rows(args.schemes)]
     if args.prompts < 1:
         raise ValueError(f"--prompts is {args.prompts}; allowed are whole numbers from 1.")
     transformer, autoencoder = load_transformer(), load_autoencoder()
@@ -54,13 +59,36 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shown = varied(prompts)
     for row, figure in zip(rows, result, strict=True):
-        figure["image"] = f"demo_{row.name.lower().replace(' ', '_')}.png"
+        figure["image"] = f"demo_{re.sub('[^a-z0-9.]+', '_', row.name.lower())}.png"
         to_image(row.pictures[shown[0]]).save(args.out / figure["image"])
     draw_demo(rows, result, prompts, shown=shown).save(args.out / "demo.png")
     version, in_host = (None, []) if args.no_host else host_rows(args.out)
     written = {"device": "cpu", "torch": torch.__version__, "comfyui": version, "rows": result + in_host}
     (args.out / "demo.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     sys.stdout.write(f"{table(result + in_host)}\nwrote {args.out / 'demo.json'} and {args.out / 'demo.png'}\n")
+
+
+def cache_rows(args: argparse.Namespace) -> list[Row]:
+    """The published first-block cache, and the prediction that the node takes by default."""
+    plain = [Row(f"FBCache {value:.2f}", CacheConfig(value)) for value in args.thresholds]
+    thresholds = args.prediction_thresholds
+    predicting = {value: CacheConfig(value, decision="prediction", order=1) for value in thresholds}
+    return plain + [Row(f"prediction {value:.2f}", config) for value, config in predicting.items()]
+
+
+def quantized_rows(schemes: Sequence[str]) -> list[Row]:
+    """Each scheme alone, and FP8 with the cache at the model's own thresholds, which quantization shifts."""
+    alone = [Row(name, scheme=scheme) for name, scheme in SCHEMES.items() if scheme in schemes]
+    if TOGETHER not in schemes:
+        return alone
+    caches = {"FBCache + FP8": CacheConfig(), "prediction + FP8": CacheConfig(decision="prediction", order=1)}
+    return alone + [Row(name, config, TOGETHER) for name, config in caches.items()]
+
+
+def available() -> list[str]:
+    """The schemes whose packages are installed."""
+    missing = {"nf4"} if importlib.util.find_spec("bitsandbytes") is None else set()
+    return [scheme for scheme in SCHEMES.values() if scheme not in missing]
 
 
 def varied(prompts: list[str]) -> list[int]:
@@ -70,8 +98,8 @@ def varied(prompts: list[str]) -> list[int]:
 
 
 def table(figures: list[dict]) -> str:
-    """The rows as text, aligned."""
-    head = ("", "wall s", "speedup", "reused", "block calls", "rel. L2", "PSNR dB", "attributes")
+    """The rows as text, aligned; below them what to know about some. of bf16: memory of the quantized layers."""
+    head = ("", "wall s", "speedup", "reused", "block calls", "rel. L2", "PSNR dB", "attributes", "of bf16")
     lines = [head]
     for row in figures:
         lines.append(
@@ -84,10 +112,13 @@ def table(figures: list[dict]) -> str:
                 f"{row['rel_l2']:.4f}",
                 "equal" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}",
                 f"{row['attribute_accuracy']:.3f}",
+                "" if row["quantized_memory"] is None else f"{row['quantized_memory']:.3f}",
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    notes = {row["note"]: row["name"] for row in reversed(figures) if row["note"]}
+    return "\n".join(aligned + [f"{name} and the like: {note}" for note, name in reversed(notes.items())])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The demo's picture: the same prompts with and without the cache, over the residual curves."""
+"""The demo's picture: the same prompts with and without acceleration, over the residual curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..plot import INK, PAPER, draw_residual_curve
 from .table import Row
 
 TILE, GAP, HEAD = 160, 10, 44
+COLUMNS = 7  # rows of the table beside each other
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -25,26 +27,36 @@ def draw_demo(
 
     The curves are those of the first prompt shown.
     """
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     cached = [row for row in rows if row.reports]
-    width = max(len(rows) * (TILE + GAP) + GAP, 900)
+    width = max(min(len(rows), COLUMNS) * (TILE + GAP) + GAP, 900)
     curve = ((width - 3 * GAP) // 2, 230)
-    top = HEAD + len(shown) * (TILE + GAP + 18) + 10
+    band = HEAD + len(shown) * (TILE + GAP + 18) + 10
+    top = band * math.ceil(len(rows) / COLUMNS)
     image = Image.new("RGB", (width, top + (len(cached) + 1) // 2 * (curve[1] + GAP)), PAPER)
-    canvas = ImageDraw.Draw(image)
-    for column, (row, figure) in enumerate(zip(rows, figures, strict=True)):
-        x = GAP + column * (TILE + GAP)
-        canvas.text((x, 6), row.name, INK, font)
-        detail = f"{figure['speedup']:.2f}x, {figure['reused_steps']:.1f} of {figure['steps']} reused"
-        canvas.text((x, 25), detail, INK, small)
-        for line, number in enumerate(shown):
-            tile = to_image(row.pictures[number]).resize((TILE, TILE), Image.Resampling.LANCZOS)
-            image.paste(tile, (x, HEAD + 18 + line * (TILE + GAP + 18)))
-    for line, number in enumerate(shown):
-        canvas.text((GAP, HEAD + 1 + line * (TILE + GAP + 18)), prompts[number], INK, small)
+    for first in range(0, len(rows), COLUMNS):
+        chosen = slice(first, first + COLUMNS)
+        _draw_band(image, first // COLUMNS * band, rows[chosen], figures[chosen], {n: prompts[n] for n in shown})
     for number, row in enumerate(cached):
         report = row.reports[shown[0]]
         title = f"{row.name}: the estimate at each step, {report.num_reused_calls} steps reused (green)"
         place = (GAP + number % 2 * (curve[0] + GAP), top + number // 2 * (curve[1] + GAP))
         image.paste(draw_residual_curve(report, curve, title), place)
     return image
+
+
+def _draw_band(
+    image: Image.Image, top: int, rows: Sequence[Row], figures: Sequence[dict], prompts: Mapping[int, str]
+) -> None:
+    """The pictures of some rows beside each other. prompts: number to prompt."""
+    canvas = ImageDraw.Draw(image)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    for column, (row, figure) in enumerate(zip(rows, figures, strict=True)):
+        x = GAP + column * (TILE + GAP)
+        canvas.text((x, top + 6), row.name, INK, font)
+        detail = f"{figure['speedup']:.2f}x, {figure['reused_steps']:.1f} of {figure['steps']} reused"
+        canvas.text((x, top + 25), detail, INK, small)
+        for line, number in enumerate(prompts):
+            tile = to_image(row.pictures[number]).resize((TILE, TILE), Image.Resampling.LANCZOS)
+            image.paste(tile, (x, top + HEAD + 18 + line * (TILE + GAP + 18)))
+    for line, prompt in enumerate(prompts.values()):
+        canvas.text((GAP, top + HEAD + 1 + line * (TILE + GAP + 18)), prompt, INK, small)

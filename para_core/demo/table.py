@@ -1,7 +1,8 @@
-"""The demo's table: the small model with and without the cache, side by side on the same prompts and noise."""
+"""The demo's table: the small model with and without acceleration, side by side on the same prompts and noise."""
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..adapters.diffusers import cache_run
+from ..adapters.diffusers_quantization import quantize_model
 from ..cache_report import RunReport
+from ..quantization_report import QuantizationReport
 from ..residual_cache import CacheConfig
 from .checker import attribute_accuracy
 from .prompt import encode
@@ -27,17 +30,20 @@ NUM_BLOCK_CALLS = NUM_STEPS * (DEPTH + DEPTH_SINGLE)
 
 @dataclass
 class Row:
-    """One way to run the model, and what it gave: one entry a prompt in every list. config None: no cache.
+    """One way to run the model, and what it gave: one entry a prompt in every list.
 
-    latents: final ones, in any one shape. pictures: (prompts, H, W, 3) in 0..1, once decoded.
+    config None: no cache. scheme None: not quantized. latents: final ones, in any one shape.
+    pictures: (prompts, H, W, 3) in 0..1, once decoded. quantization: what the scheme did to the model.
     """
 
     name: str
     config: CacheConfig | None = None
+    scheme: str | None = None
     seconds: list[float] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     reports: list[RunReport] = field(default_factory=list)
     pictures: Tensor | None = None
+    quantization: QuantizationReport | None = None
 
     def run(self, transformer: nn.Module, prompt: str, seed: int) -> None:
         context, pooled = encode(prompt)
@@ -51,10 +57,18 @@ class Row:
 
 def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module, prompts: Sequence[str]) -> None:
     """Run every row on every prompt. The rows take turns, so that a machine that slows down slows them all."""
-    Row("warm-up").run(transformer, prompts[0], 0)
+    models = {None: transformer}
+    for row in rows:
+        if row.scheme not in models:
+            models[row.scheme] = copy.deepcopy(transformer)
+            row.quantization = quantize_model(models[row.scheme], row.scheme)
+        elif row.scheme is not None:
+            row.quantization = next(other.quantization for other in rows if other.scheme == row.scheme)
+    for model in models.values():
+        Row("warm-up").run(model, prompts[0], 0)
     for number, prompt in enumerate(tqdm(prompts, desc=f"{len(rows)} rows on {len(prompts)} prompts", unit="prompt")):
         for row in rows:
-            row.run(transformer, prompt, seed=number)
+            row.run(models[row.scheme], prompt, seed=number)
     for row in rows:
         row.pictures = decode(autoencoder, torch.cat(row.latents))
 
@@ -64,6 +78,8 @@ def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, objec
 
     wall_s (seconds a picture) and speedup are medians, the latter of pairs that ran right after each other.
     rel_l2: of the final latent. psnr_db: of the decoded pictures, None where equal.
+    quantized_memory: of the quantized layers' weights over what they take in bf16, None where there are none.
+    note: what to know about this row on this device.
     """
     scenes = [Scene.parse(prompt) for prompt in prompts]
     return [_figures(row, rows[0], scenes) for row in rows]
@@ -83,6 +99,8 @@ def _figures(row: Row, baseline: Row, scenes: Sequence[Scene]) -> dict[str, obje
         "block_calls_baseline": NUM_BLOCK_CALLS,
         "rel_l2": _mean([float((latent - expected).norm() / expected.norm()) for latent, expected in pairs]),
         "psnr_db": psnr(row.pictures, baseline.pictures),
+        "quantized_memory": None if row.quantization is None else row.quantization.share_of_bf16,
+        "note": "" if row.quantization is None else row.quantization.note,
         "attribute_accuracy": _mean([attribute_accuracy(scene, picture) for scene, picture in pictures]),
     }
 

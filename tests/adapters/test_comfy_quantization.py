@@ -246,29 +246,60 @@ def test_weights_in_float8_are_left():
     assert report.left["single_blocks.0.linear1"] == "already quantized (float8_e4m3fn)"
 
 
-def test_the_hosts_own_quantized_layers_are_passed_through():
+@pytest.mark.parametrize("layout", ["FP8E4M3", "NVFP4", "MXFP8", "INT8"])
+def test_the_hosts_own_quantized_layers_are_passed_through(layout, exact):
+    """In the linear that the host's loader makes for a quantized checkpoint."""
     if host_version()[:2] < (0, 33):
         pytest.skip("ComfyUI 0.3 has no quantized tensors")
+    import comfy.ops
     from comfy.quant_ops import QuantizedTensor
 
+    layout = "TensorWiseINT8Layout" if layout == "INT8" else f"TensorCore{layout}Layout"
     model = build(FLUX)
-    linear = model.model.diffusion_model.single_blocks[0].linear1
-    linear.weight = torch.nn.Parameter(
-        QuantizedTensor.from_float(linear.weight.data, "TensorCoreFP8E4M3Layout", scale="recalculate"), False
-    )
-    _, report = report_of(model)
-    assert report.left["single_blocks.0.linear1"] == "already quantized (QuantizedTensor)"
-    assert "already quantized (QuantizedTensor)" in report.summary()
+    block = model.model.diffusion_model.single_blocks[0]
+    theirs = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32, full_precision_mm=True).Linear(256, 1792)
+    theirs.bias = block.linear1.bias
+    weight = QuantizedTensor.from_float(block.linear1.weight.data, layout, scale="recalculate")
+    theirs.weight = torch.nn.Parameter(weight, False)
+    block.linear1 = theirs
+    quantized, report = report_of(model, "int8_weight_only")
+    assert report.left["single_blocks.0.linear1"] == f"already quantized ({layout})"
+    assert f"1 already quantized ({layout})" in report.summary() and "single_blocks.0.linear1" in report.text()
+    assert len(report.quantized) == 21
+    output = call(quantized)
+    assert quantized.model.diffusion_model.single_blocks[0].linear1 is theirs
+    assert relative(output, exact) < 0.15
 
 
-def test_layers_of_other_packs_are_left():
+def test_layers_of_other_packs_are_left(exact):
+    """As GGUF packs do it: a linear of their own that unpacks a tensor of their own."""
+
+    class GGMLTensor(torch.Tensor):
+        pass
+
+    class GGMLLinear(torch.nn.Linear):
+        def forward(self, x):
+            weight = self.weight.as_subclass(torch.Tensor).float() / 100
+            return torch.nn.functional.linear(x, weight, self.bias)
+
     class Special(torch.nn.Linear):
         pass
 
     model = build(FLUX)
-    model.model.diffusion_model.single_blocks[0].linear1 = Special(256, 1792)
-    _, report = report_of(model)
-    assert report.left["single_blocks.0.linear1"] == "not a plain linear (Special)"
+    first, second, _ = model.model.diffusion_model.single_blocks
+    theirs = GGMLLinear(256, 1792)
+    theirs.bias = first.linear1.bias
+    packed = (first.linear1.weight.data * 100).round().to(torch.int8).as_subclass(GGMLTensor)
+    theirs.weight = torch.nn.Parameter(packed, requires_grad=False)
+    first.linear1 = theirs
+    special = Special(256, 1792)
+    special.weight, special.bias = second.linear1.weight, second.linear1.bias
+    second.linear1 = special
+    quantized, report = report_of(model, "int8_weight_only")
+    assert report.left["single_blocks.0.linear1"] == "already quantized (GGMLTensor)"
+    assert report.left["single_blocks.1.linear1"] == "not a plain linear (Special)"
+    assert relative(call(quantized), exact) < 0.15
+    assert first.linear1 is theirs and second.linear1 is special
 
 
 def test_patterns_choose_layers():
@@ -288,6 +319,28 @@ def test_order_with_the_cache_does_not_matter(scheme):
     assert torch.equal(
         sample(fbcache(quantize(build(FLUX), scheme), 0.0), FLUX), sample(quantize(build(FLUX), scheme), FLUX)
     )
+
+
+@pytest.mark.parametrize(("scheme", "shifts"), [("fp8_dynamic_per_tensor", True), ("int8_weight_only", False)])
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_default_threshold_is_larger_where_activations_are_rounded_in_any_order(scheme, shifts, decision):
+    def thresholds(threshold=None):
+        found = []
+        cached = fbcache(build(FLUX), threshold, found.append, decision=decision)
+        in_front, behind = fbcache(quantize(build(FLUX), scheme), threshold, found.append, decision=decision), None
+        behind = quantize(cached, scheme)
+        for patcher in (cached, in_front, behind):
+            sample(patcher, FLUX, steps=2)
+        finished = [report.residual_diff_threshold for report in found if report.finished]
+        assert len(finished) == 3
+        return finished
+
+    plain, in_front, behind = thresholds()
+    assert in_front == behind
+    share = 1 if decision == "first_block" else 0.5
+    assert plain == pytest.approx(0.1 * share)
+    assert in_front == pytest.approx((0.1345 if shifts else 0.1) * share, abs=1e-4)
+    assert thresholds(0.08) == [0.08] * 3, "what the user asks for stays"
 
 
 def test_lora_hooks_are_refused_by_name():
@@ -339,6 +392,22 @@ def test_saved_model_opens_in_the_hosts_own_loader(scheme, tmp_path):
     assert relative(call(loaded), output) < 0.12
 
 
+@pytest.mark.parametrize("scheme", ["fp8_dynamic_per_row", "int8_weight_only"])
+def test_weights_come_back_from_a_file(scheme, tmp_path):
+    from para_core.adapters.comfy_quantization import load_quantized_weights, save_quantized_weights
+
+    file = str(tmp_path / "weights.safetensors")
+    quantized, report = report_of(build(FLUX, dtype=torch.bfloat16), scheme)
+    output = call(quantized)
+    save_quantized_weights(add_lora(quantized), file)
+    assert report.bytes_after < (tmp_path / "weights.safetensors").stat().st_size < 1.05 * report.bytes_after
+    loaded = load_quantized_weights(build(FLUX, dtype=torch.bfloat16), file)
+    assert torch.equal(call(loaded), output)
+    assert torch.equal(call(add_lora(loaded)), call(add_lora(quantized)))
+    with pytest.raises(ValueError, match="^the MODEL has no quantized layers to save; connect it from behind FP8"):
+        save_quantized_weights(build(FLUX), file)
+
+
 @EACH_SCHEME
 def test_weights_travel_to_another_copy_of_the_model(scheme):
     from para_core.adapters.comfy_quantization import quantized_weights, with_quantized_weights
@@ -380,6 +449,8 @@ def test_nf4_quarters_the_memory_and_keeps_loras():
     assert relative(output, call(model)) < 0.3
     merged = call(add_lora(quantized))
     assert relative(merged, call(add_lora(model))) < 1.5 * relative(output, call(model))
+    assert torch.equal(call(quantize(add_lora(model), "nf4")), merged)
+    assert torch.equal(call(quantized), output)
     assert torch.equal(call(quantized, unload=1_000_000), output)
 
 

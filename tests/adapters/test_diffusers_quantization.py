@@ -67,6 +67,14 @@ def test_cache_and_quantization_go_together_in_any_order(pipe):
     assert torch.equal(run(other, steps=4), first)
 
 
+def test_default_threshold_is_larger_on_a_quantized_pipe_in_any_order(pipe):
+    reports = []
+    run(apply_cache_on_pipe(pipe, listener=reports.append))
+    run(quantize_pipe(pipe, "fp8_dynamic_per_row"))
+    run(apply_cache_on_pipe(pipe, listener=reports.append))
+    assert [report.residual_diff_threshold for report in reports] == pytest.approx([0.1, 0.1345, 0.1345], abs=1e-4)
+
+
 def test_quantized_weights_keep_their_dtype_when_the_pipe_is_cast(pipe):
     quantize_pipe(pipe, "fp8_weight_only")
     layer = pipe.transformer.transformer_blocks[0].attn.to_q

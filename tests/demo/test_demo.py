@@ -12,7 +12,7 @@ from para_core.demo.table import psnr  # noqa: E402
 
 ROW_KEYS = {
     "name", "ranks", "wall_s", "speedup", "steps", "reused_steps", "block_calls", "block_calls_baseline", "rel_l2",
-    "psnr_db", "attribute_accuracy", "image",
+    "psnr_db", "attribute_accuracy", "quantized_memory", "note", "image",
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def run(monkeypatch, tmp_path, *arguments):
 
 
 def test_demo_writes_the_table_and_the_pictures(monkeypatch, tmp_path, capsys):
-    result = run(monkeypatch, tmp_path, "--thresholds", "0", "1000", "--prediction-thresholds", "0.06")
+    result = run(monkeypatch, tmp_path, "--thresholds", "0", "1000", "--prediction-thresholds", "0.06", "--schemes")
     assert result["device"] == "cpu" and result["torch"] == torch.__version__ and result["comfyui"] is None
     baseline, never, always, prediction = result["rows"]
     assert all(set(row) == ROW_KEYS for row in result["rows"])
@@ -35,6 +35,23 @@ def test_demo_writes_the_table_and_the_pictures(monkeypatch, tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 500
     printed = capsys.readouterr().out
     assert all(row["name"] in printed for row in result["rows"]) and "37/280" in printed
+
+
+def test_quantized_rows_keep_the_picture_and_their_thresholds_reuse_as_many_steps(monkeypatch, tmp_path, capsys):
+    """Without the shift of the default threshold, prediction reuses half as many steps in FP8."""
+    defaults = ("--thresholds", "0.1", "--prediction-thresholds", "0.05", "--schemes", "fp8_dynamic_per_row")
+    rows = {row["name"]: row for row in run(monkeypatch, tmp_path, *defaults)["rows"]}
+    assert list(rows) == [
+        "baseline", "FBCache 0.10", "prediction 0.05", "FP8 dynamic per row", "FBCache + FP8", "prediction + FP8"
+    ]  # fmt: skip
+    fp8 = rows["FP8 dynamic per row"]
+    assert 0.5 < fp8["quantized_memory"] <= 0.53 and rows["baseline"]["quantized_memory"] is None
+    assert 1e-3 < fp8["rel_l2"] < 0.06 and fp8["attribute_accuracy"] == rows["baseline"]["attribute_accuracy"]
+    assert fp8["reused_steps"] == 0 and "is not faster" in fp8["note"] and rows["FBCache 0.10"]["note"] == ""
+    for alone, together in (("FBCache 0.10", "FBCache + FP8"), ("prediction 0.05", "prediction + FP8")):
+        assert rows[together]["quantized_memory"] == fp8["quantized_memory"]
+        assert rows[together]["reused_steps"] == pytest.approx(rows[alone]["reused_steps"], abs=3.5) != 0
+    assert "FP8 dynamic per row and the like: cpu has no kernels for it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

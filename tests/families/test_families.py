@@ -1,5 +1,6 @@
 """What a model family says about itself, and how the one of a model is found; no host involved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import families_table
@@ -8,6 +9,7 @@ from tiny_models import TINY_MODELS
 from torch import nn
 
 from para_core.families import FAMILIES, BlockStack, ModelFamily, Stream, family_of
+from para_core.families.flux import FLUX
 
 ROOT = Path(__file__).absolute().parents[2]
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family.name} {family.marker}".strip())
@@ -131,3 +133,11 @@ def test_the_readme_shows_the_table():
         pytest.skip("README.md has no <!-- families --> yet")
     shown = text.split(start)[1].split(end)[0].strip()
     assert shown == families_table.table(), "paste what python -m tests.families_table prints"
+
+
+def test_threshold_grows_with_rounded_activations_as_published_for_flux():
+    """0.12 in dynamic float8 where 0.08 is usual without; schemes that leave activations alone change nothing."""
+    usual = replace(FLUX, residual_diff_threshold=0.08)
+    assert usual.threshold_for(0) == 0.08
+    assert usual.threshold_for(1) == pytest.approx(0.12, abs=0.001)
+    assert 0.08 < usual.threshold_for(0.3) < 0.085
