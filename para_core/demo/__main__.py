@@ -35,7 +35,7 @@ TOGETHER = "fp8_dynamic_per_row"  # the scheme that is shown with the cache
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.json, demo.png and pictures")
-    parser.add_argument("--prompts", type=int, default=32, help="how many held-out prompts (default 32)")
+    parser.add_argument("--prompts", type=int, default=16, help="how many held-out prompts (default 16)")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T")
     parser.add_argument("--prediction-thresholds", type=float, nargs="*", default=PREDICTION_THRESHOLDS, metavar="T")
     parser.add_argument("--schemes", nargs="*", choices=SCHEMES.values(), default=available(), metavar="SCHEME")

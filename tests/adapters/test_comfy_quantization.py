@@ -246,19 +246,19 @@ def test_weights_in_float8_are_left():
     assert report.left["single_blocks.0.linear1"] == "already quantized (float8_e4m3fn)"
 
 
-@pytest.mark.parametrize("layout", ["FP8E4M3", "NVFP4", "MXFP8", "INT8"])
-def test_the_hosts_own_quantized_layers_are_passed_through(layout, exact):
+@pytest.mark.parametrize("stored", ["float8_e4m3fn", "nvfp4", "mxfp8", "int8_tensorwise"])
+def test_the_hosts_own_quantized_layers_are_passed_through(stored, exact):
     """In the linear that the host's loader makes for a quantized checkpoint."""
     if host_version()[:2] < (0, 33):
         pytest.skip("ComfyUI 0.3 has no quantized tensors")
     import comfy.ops
-    from comfy.quant_ops import QuantizedTensor
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
-    layout = "TensorWiseINT8Layout" if layout == "INT8" else f"TensorCore{layout}Layout"
+    layout = QUANT_ALGOS[stored]["comfy_tensor_layout"]
     model = build(FLUX)
     block = model.model.diffusion_model.single_blocks[0]
     theirs = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32, full_precision_mm=True).Linear(256, 1792)
-    theirs.bias = block.linear1.bias
+    theirs.bias, theirs.quant_format, theirs.layout_type = block.linear1.bias, stored, layout
     weight = QuantizedTensor.from_float(block.linear1.weight.data, layout, scale="recalculate")
     theirs.weight = torch.nn.Parameter(weight, False)
     block.linear1 = theirs
