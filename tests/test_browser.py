@@ -32,6 +32,40 @@ def test_demo_workflow_loads_runs_and_shows_its_report(frontend, server):
     assert frontend.broken == []
 
 
+def test_quantized_model_is_shown_on_its_node_and_in_the_report(frontend):
+    """Wired by hand in front of the patcher; the picture is for people to look at."""
+    frontend.open()
+    frontend.load(DEMO)
+    page = frontend.page
+    page.evaluate(
+        """() => {
+            const find = type => app.rootGraph.nodes.find(node => node.type === type)
+            const fp8 = LiteGraph.createNode('ParaFP8Quantize')
+            app.rootGraph.add(fp8)
+            fp8.pos = [find('ParaFBCachePatcher').pos[0], find('ParaFBCachePatcher').pos[1] - 400]
+            find('UNETLoader').connect(0, fp8, 0)
+            fp8.connect(0, find('ParaFBCachePatcher'), 0)
+        }"""
+    )
+    frontend.run()
+    shown = "() => app.rootGraph.nodes.find(n => n.type === 'ParaFP8Quantize').widgets.map(w => String(w.value)).join()"
+    assert "int8_weight_only: 3" in page.evaluate(shown) and "weight error 0.7" in page.evaluate(shown)
+    report = "app.rootGraph.nodes.find(n => n.type === 'ParaAccelerationReport')"
+    page.wait_for_function(f"() => {report}.imgs?.[0]?.complete")
+    assert page.evaluate(f"() => {report}.imgs[0].naturalHeight") > 900, "two sections below each other"
+    page.evaluate(
+        f"""() => {{
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [-{report}.pos[0] + 400, -{report}.pos[1] + 60]
+            {report}.setSize([660, 800])
+            app.canvas.setDirty(true, true)
+        }}"""
+    )
+    page.wait_for_timeout(500)
+    frontend.screenshot("report_fp8.png")
+    assert frontend.broken == []
+
+
 @pytest.mark.parametrize("file", [DEMO, FLUX], ids=lambda file: file.stem)
 def test_own_conversion_is_the_interface_s(frontend, server, file):
     frontend.open()
