@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from .ulysses import ulysses_attention
 LocalAttention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
+@torch.compiler.disable  # tracing into point-to-point messages takes a minute and breaks at each of them
 def context_attention(
     q: Tensor,
     k: Tensor,
@@ -38,7 +40,8 @@ def context_attention(
     each rank in rank order, 0 allowed; key_lengths: K of each rank where that differs (cross-attention). mask: bool
     (True: attend) or additive, broadcastable to (B, H, all queries or 1, all keys), tokens in rank order; a query that
     sees no key gets 0. attention: a name of `kernels.BACKENDS`, or on a mesh without a ring any function.
-    More parameters than usual, since scaled_dot_product_attention's come on top. For inference: no gradients.
+    More parameters than usual, since scaled_dot_product_attention's come on top. For inference: no gradients;
+    under torch.compile the graph breaks here once.
     Raises ValueError for shapes that contradict the lengths, for heads that do not divide, and for an attention that
     gives no log-sum-exp on a ring.
     """

@@ -22,6 +22,7 @@ def slice_of(lengths: Sequence[int], rank: int) -> slice:
     return slice(start, start + lengths[rank])
 
 
+@torch.compiler.disable
 def all_gather_sequence(x: Tensor, *, axis: Axis, lengths: Sequence[int], dim: int = 1) -> Tensor:
     """The whole sequence on every rank of the axis; x has this rank's tokens along dim. One collective."""
     if axis.size == 1:

@@ -244,3 +244,20 @@ def sent_bytes(rank: int, world_size: int, *, problem: Problem) -> tuple[int, in
     finally:
         dist.all_to_all_single, dist.P2POp = originals
     return tuple(counts)
+
+
+def num_graphs(rank: int, world_size: int, *, shape: tuple[int, int, int]) -> int:
+    """Of a compiled function around attention, whose result must be that of the function as it is."""
+    mesh, lengths, graphs = mesh_of(shape), (5, 4), []
+
+    def block(x: Tensor) -> Tensor:
+        q, k, v = (x * 2).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+        return context_attention(q, k, v, mesh=mesh, lengths=lengths).transpose(1, 2).flatten(2).relu()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    x = torch.randn(1, lengths[rank], 192)
+    assert torch.equal(torch.compile(block, backend=backend)(x), block(x))
+    return len(graphs)

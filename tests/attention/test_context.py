@@ -121,6 +121,11 @@ def test_one_message_carries_all_of_q_k_and_v(gloo_ranks, problem, expected):
     assert run(gloo_ranks, "num_messages", problem) == expected
 
 
+@pytest.mark.parametrize("shape", [RING2, ULYSSES2], ids=["ring", "ulysses"])
+def test_compiled_blocks_break_once(gloo_ranks, shape):
+    assert gloo_ranks(2).run("attention.cases.num_graphs", shape=shape) == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("shape", "attention", "heads", "message"),
     [
