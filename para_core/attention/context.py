@@ -19,6 +19,9 @@ from .ulysses import ulysses_attention
 # (q, k, v, mask or None) -> out: attention of one device over all keys
 LocalAttention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
+# Of the heads, on devices that move data while they compute. Two hide half of the exchange; more cost more messages.
+PORTIONS = 2
+
 
 @torch.compiler.disable  # tracing into point-to-point messages takes a minute and breaks at each of them
 def context_attention(
@@ -56,6 +59,8 @@ def context_attention(
         lengths=call.lengths[group],
         key_lengths=call.key_lengths[group],
         attend=call.on_ring if mesh.ring.size > 1 else call.local,
+        # Not beside a ring: its messages would share the link, on a communicator of their own.
+        max_portions=PORTIONS if q.is_cuda and mesh.ring.size == 1 else 1,
     )
 
 
@@ -91,9 +96,9 @@ class _Call:
         if self.mesh.ring.size > 1:
             require_lse(self.attention if isinstance(self.attention, str) else repr(self.attention))
 
-    def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def local(self, q: Tensor, k: Tensor, v: Tensor, heads: slice) -> Tensor:
         """Over all keys at once: without a ring this is the single device's own attention, head by head."""
-        mask = self._mask_of_heads(q.shape[1])
+        mask = None if self.mask is None else part_of(self.mask, heads=heads)
         if callable(self.attention):
             return self.attention(q, k, v, mask)
         if self.attention != "pytorch":
@@ -103,10 +108,10 @@ class _Call:
         gqa = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=gqa)
 
-    def on_ring(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def on_ring(self, q: Tensor, k: Tensor, v: Tensor, heads: slice) -> Tensor:
         rows = slice_of(self._ring_lengths(self.lengths), self.mesh.ring.rank)
         key_lengths = self._ring_lengths(self.key_lengths)
-        mask = self._mask_of_heads(q.shape[1])
+        mask = None if self.mask is None else part_of(self.mask, heads=heads)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, source: int) -> tuple[Tensor, Tensor]:
             part = None if mask is None else part_of(mask, rows=rows, keys=slice_of(key_lengths, source))
@@ -118,7 +123,3 @@ class _Call:
         """Tokens of each Ulysses group."""
         size = self.mesh.ulysses.size
         return tuple(sum(lengths[start : start + size]) for start in range(0, len(lengths), size))
-
-    def _mask_of_heads(self, num_heads: int) -> Tensor | None:
-        start = self.mesh.ulysses.rank * num_heads
-        return None if self.mask is None else part_of(self.mask, heads=slice(start, start + num_heads))

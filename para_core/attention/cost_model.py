@@ -19,6 +19,7 @@ class Workload:
     name: str
     num_tokens: int
     num_layers: int
+    num_heads: int
     width: int
     linear_weights: float
     rows: int = 1
@@ -37,7 +38,8 @@ class Workload:
 class Machine:
     """Achieved rates of one device, in FLOP per second, and of its link, in bytes per second each way.
 
-    latency: seconds of a message or collective. overlaps: whether a transfer leaves the arithmetic at full speed.
+    latency: seconds of a message or collective. overlaps: whether a transfer leaves the arithmetic at full speed; then
+    Ulysses without a ring sends its heads in two portions, where they divide.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one call on the slowest rank. exchange: of Ulysses, always waited for; ring: what compute leaves."""
+    """Seconds of one call on the slowest rank. exchange, ring: of the transfers, what does not hide behind compute."""
 
     compute: float
     exchange: float
@@ -76,7 +78,9 @@ def cost(workload: Workload, machine: Machine, shape: MeshShape) -> Cost:
     """With S tokens, L layers, width h, e bytes a value, u x r ranks (Ulysses x ring), B bytes and F FLOP a second:
 
     compute:  (2 W S / F_linear + 4 S^2 h L / F_attention) / (u r)
-    exchange: L (4 h e S / (u r) (u - 1) / u / B + 2 latency)
+    exchange: L (X + 2 latency) with X = 4 h e S / (u r) (u - 1) / u / B, three quarters of it before attention A and
+              one behind; in two portions L (X / 2 + 2 latency + max(0, 3/8 X + latency - A / 2) +
+              max(0, X / 8 + latency - A / 2)): the second portion travels beside the first one's attention
     ring:     L (r - 1) max(0, 2 h e S / (u r) / B + latency - attention to a block, 4 S^2 h / (u r^2) / F_attention),
               without the subtraction where transfers do not overlap
     all times the rows that remain on a rank of the batch axis.
@@ -85,8 +89,9 @@ def cost(workload: Workload, machine: Machine, shape: MeshShape) -> Cost:
     attention = workload.attention_flop / machine.attention / size
     exchange = ring = 0.0
     if shape.ulysses > 1:
-        transfer = exchanged_bytes(workload, shape) / machine.bandwidth
-        exchange = workload.num_layers * (transfer + 2 * machine.latency)
+        portions = machine.overlaps and shape.ring == 1 and workload.num_heads % (2 * shape.ulysses) == 0
+        half = attention / workload.num_layers / 2 if portions else None
+        exchange = workload.num_layers * _exchange_of_layer(workload, machine, shape, half)
     if shape.ring > 1:
         transfer = block_bytes(workload, shape) / machine.bandwidth + machine.latency
         hidden = attention / workload.num_layers / shape.ring if machine.overlaps else 0.0
@@ -95,11 +100,20 @@ def cost(workload: Workload, machine: Machine, shape: MeshShape) -> Cost:
     return Cost(rows * compute, rows * exchange, rows * ring)
 
 
+def _exchange_of_layer(workload: Workload, machine: Machine, shape: MeshShape, half: float | None) -> float:
+    """half: seconds of attention to one of two portions of the heads; None: all heads at once."""
+    transfer, latency = exchanged_bytes(workload, shape) / machine.bandwidth, machine.latency
+    if half is None:
+        return transfer + 2 * latency
+    beside = max(0.0, transfer * 3 / 8 + latency - half) + max(0.0, transfer / 8 + latency - half)
+    return transfer / 2 + 2 * latency + beside
+
+
 # FLUX.1: 19 + 38 blocks of 12 h^2 weights a token; 1024 x 1024 pixels are 4,096 tokens, and 512 of text.
-FLUX = Workload("FLUX.1, 1024 x 1024", 4096 + 512, 57, 3072, 57 * 12 * 3072**2)
+FLUX = Workload("FLUX.1, 1024 x 1024", 4096 + 512, 57, 24, 3072, 57 * 12 * 3072**2)
 # Wan 14B: self-attention 4 h^2, cross-attention 2 h^2, MLP 2 h 13,824; 81 frames of 1280 x 720 are 21 x 45 x 80.
 # Two rows: the classifier-free guidance that this model is used with.
-WAN = Workload("Wan 14B, 720p, 81 frames", 21 * 45 * 80, 40, 5120, 40 * (6 * 5120**2 + 2 * 5120 * 13824), rows=2)
+WAN = Workload("Wan 14B, 720p, 81 frames", 21 * 45 * 80, 40, 40, 5120, 40 * (6 * 5120**2 + 2 * 5120 * 13824), rows=2)
 MACHINES = (
     # Rates of bf16 as such cards reach in practice, about two thirds of the data sheet; without peer-to-peer access
     # both directions cross host memory.

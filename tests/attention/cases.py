@@ -261,3 +261,38 @@ def num_graphs(rank: int, world_size: int, *, shape: tuple[int, int, int]) -> in
     x = torch.randn(1, lengths[rank], 192)
     assert torch.equal(torch.compile(block, backend=backend)(x), block(x))
     return len(graphs)
+
+
+def in_portions(rank: int, world_size: int, *, problem: Problem, max_portions: int) -> tuple[bool, list[str]]:
+    """Whether Ulysses with its heads in portions equals SDPA, and its order of events."""
+    from para_core.attention import ulysses
+
+    events, originals = [], (ulysses.TokensForHeads.wait, dist.all_to_all_single)
+    q, k, v = problem.tensors()
+    mask, share = problem.whole_mask(), slice_of(problem.lengths, rank)
+
+    def all_to_all_single(*arguments, **kwargs):
+        events.append("send")
+        return originals[1](*arguments, **kwargs)
+
+    def wait(exchange: ulysses.TokensForHeads) -> list[Tensor]:
+        events.append("wait")
+        return originals[0](exchange)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: slice) -> Tensor:
+        events.append("attend")
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, heads], enable_gqa=True)
+
+    try:
+        ulysses.TokensForHeads.wait, dist.all_to_all_single = wait, all_to_all_single
+        out = ulysses.ulysses_attention(
+            *(x[:, :, share] for x in (q, k, v)),
+            axis=mesh_of(problem.shape).ulysses,
+            lengths=problem.lengths,
+            attend=attend,
+            max_portions=max_portions,
+        )
+    finally:
+        ulysses.TokensForHeads.wait, dist.all_to_all_single = originals
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    return torch.equal(out, expected[:, :, share]), events

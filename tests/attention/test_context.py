@@ -107,6 +107,19 @@ def test_next_block_travels_while_this_one_is_attended_to(gloo_ranks):
     assert gloo_ranks(4).run("attention.cases.num_overlapped") == [[*events * 3, "attend"]] * 4
 
 
+ONE, TWO = ["send", "wait", "attend", "send"], ["send", "send", *["wait", "attend", "send"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "max_portions", "expected"),
+    [(8, 8, 2, TWO), (8, 4, 2, TWO), (8, 2, 2, ONE), (6, 6, 2, ONE), (8, 8, 3, TWO)],
+)
+def test_portions_of_heads_travel_while_another_is_attended_to(gloo_ranks, heads, key_heads, max_portions, expected):
+    problem = Problem(ULYSSES2, (5, 4), mask="heads", heads=heads, key_heads=key_heads)
+    results = gloo_ranks(2).run("attention.cases.in_portions", problem=problem, max_portions=max_portions)
+    assert results == [(True, expected)] * 2
+
+
 @pytest.mark.parametrize(
     ("problem", "expected"),
     [

@@ -22,13 +22,15 @@ from para_core.attention.cost_model import (
 
 # 1 FLOP and 1 byte a second: seconds are FLOP and bytes.
 UNIT = Machine("unit", 1, 1, 1, 0, overlaps=False)
-TINY = Workload("tiny", num_tokens=100, num_layers=3, width=8, linear_weights=50, bytes_per_value=4)
+TINY = Workload("tiny", num_tokens=100, num_layers=3, num_heads=4, width=8, linear_weights=50, bytes_per_value=4)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4), (1, 4, 1), (1, 2, 2)], ids=["ulysses", "ring", "usp"])
 def test_bytes_are_those_that_ranks_send(gloo_ranks, shape):
     problem = Problem(shape, (25, 25, 25, 25), heads=4, dim=16, rows=1)
-    workload = Workload("one layer", num_tokens=100, num_layers=1, width=64, linear_weights=0, bytes_per_value=4)
+    workload = Workload(
+        "one layer", num_tokens=100, num_layers=1, num_heads=4, width=64, linear_weights=0, bytes_per_value=4
+    )
     expected = exchanged_bytes(workload, MeshShape(*shape)), (shape[1] - 1) * block_bytes(workload, MeshShape(*shape))
     assert gloo_ranks(4).run("attention.cases.sent_bytes", problem=problem) == [expected] * 4
 
@@ -52,6 +54,20 @@ def test_ring_waits_only_for_what_attention_does_not_cover():
     block = 4 * 50 * 50 * 8
     assert cost(TINY, slow, MeshShape(ring=2)).ring == 3 * (40 * 2 * 8 * 4 * 50 - block)
     assert cost(TINY, dataclasses.replace(slow, bandwidth=1), MeshShape(ring=2)).ring == 0
+
+
+def test_half_of_the_exchange_hides_behind_attention():
+    def exchange(bandwidth: float, *, overlaps: bool, ring: int = 1, num_heads: int = 4) -> float:
+        workload = dataclasses.replace(TINY, num_heads=num_heads)
+        return cost(workload, Machine("link", 1, 1, bandwidth, 5, overlaps), MeshShape(1, ring, 2)).exchange
+
+    sent, half = 4 * 8 * 4 * 50 / 2, 4 * 100**2 * 8 / 2 / 2
+    assert exchange(1, overlaps=False) == 3 * (sent + 10)
+    assert exchange(1, overlaps=True) == 3 * (sent / 2 + 10)
+    slow = 1 / 200
+    assert exchange(slow, overlaps=True) == 3 * (100 * sent + 10 + 75 * sent + 5 - half + 25 * sent + 5 - half)
+    for impossible in ({"ring": 2}, {"num_heads": 6}):
+        assert exchange(1, overlaps=True, **impossible) == exchange(1, overlaps=False, **impossible)
 
 
 def test_rows_apart_cost_nothing():
