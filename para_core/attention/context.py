@@ -21,6 +21,9 @@ LocalAttention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 # Of the heads, on devices that move data while they compute. Two hide half of the exchange; more cost more messages.
 PORTIONS = 2
+# Bytes of a portion on a CPU: glibc maps anything from 32 MB on anew, and every page of it is a fault. At 4,608 tokens
+# on two ranks the exchanges of FLUX's heads take 68 ms of CPU in two portions, and 118 ms in one.
+CPU_PORTION = 24 * 2**20
 
 
 @torch.compiler.disable  # tracing into point-to-point messages takes a minute and breaks at each of them
@@ -59,8 +62,7 @@ def context_attention(
         lengths=call.lengths[group],
         key_lengths=call.key_lengths[group],
         attend=call.on_ring if mesh.ring.size > 1 else call.local,
-        # Not beside a ring: its messages would share the link, on a communicator of their own.
-        max_portions=PORTIONS if q.is_cuda and mesh.ring.size == 1 else 1,
+        max_portions=call.max_portions(q, k, call.lengths[group]),
     )
 
 
@@ -95,6 +97,15 @@ class _Call:
             )
         if self.mesh.ring.size > 1:
             require_lse(self.attention if isinstance(self.attention, str) else repr(self.attention))
+
+    def max_portions(self, q: Tensor, k: Tensor, group_lengths: tuple[int, ...]) -> int:
+        """In which Ulysses sends its heads: from what all its ranks know, as all must send the same."""
+        if q.is_cuda:
+            # Not beside a ring: its messages would share the link, on a communicator of their own.
+            return PORTIONS if self.mesh.ring.size == 1 else 1
+        num_heads = (q.shape[1] + 2 * k.shape[1]) / self.mesh.ulysses.size
+        received = sum(group_lengths) * num_heads * q.shape[0] * q.shape[3] * q.itemsize
+        return 1 + int(received / CPU_PORTION)
 
     def local(self, q: Tensor, k: Tensor, v: Tensor, heads: slice) -> Tensor:
         """Over all keys at once: without a ring this is the single device's own attention, head by head."""

@@ -8,6 +8,9 @@ import pytest
 import torch
 from attention.cases import Problem
 
+from para_core.attention import Axis, RankMesh
+from para_core.attention.context import _Call
+
 RING2, ULYSSES2 = (1, 2, 1), (1, 1, 2)
 RING4, ULYSSES4, USP, WITH_BATCH = (1, 4, 1), (1, 1, 4), (1, 2, 2), (2, 2, 1)
 MASKS = ("keys", "block", "additive", "minimum", "heads", "plane", "blind")
@@ -105,6 +108,15 @@ def test_key_heads_are_repeated_no_further_than_needed(gloo_ranks, key_heads, on
 def test_next_block_travels_while_this_one_is_attended_to(gloo_ranks):
     events = ["send", "attend", "wait"]
     assert gloo_ranks(4).run("attention.cases.num_overlapped") == [[*events * 3, "attend"]] * 4
+
+
+@pytest.mark.parametrize(("num_tokens", "expected"), [(1088, 1), (4608, 2), (16384, 7)])
+def test_cpu_keeps_portions_below_what_is_mapped_anew(num_tokens, expected):
+    q = torch.empty(1, 24, 3, 128, dtype=torch.bfloat16, device="meta")
+    axis = Axis(0, (0, 1))
+    call = _Call(RankMesh(ulysses=axis, sequence=axis), (), (), None, None, "pytorch")
+    # The same on every rank, whatever its own share of the tokens.
+    assert call.max_portions(q, q, (num_tokens - 3, 3)) == expected
 
 
 ONE, TWO = ["send", "wait", "attend", "send"], ["send", "send", *["wait", "attend", "send"] * 2]
