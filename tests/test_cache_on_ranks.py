@@ -118,7 +118,7 @@ def test_a_correction_is_bounded_by_the_size_of_all_tokens():
         for at in (0.9, 0.8):
             cache.judge(kwargs.get("reduce", torch.clone)(cache.figures(first)).tolist(), at)
             cache.reuse(at, 0.1)
-        return cache.remember(first, 100 * rest, 0.7, 0.1)
+        return cache.remember(first, 100 * rest**2, 0.7, 0.1)
 
     first, rest, group = torch.ones(1, 7, 4), torch.arange(28.0).reshape(1, 7, 4), Group(2)
     whole = correction(first, rest)
@@ -130,7 +130,7 @@ def test_a_correction_is_bounded_by_the_size_of_all_tokens():
             range(2),
         )
     torch.testing.assert_close(torch.cat(list(parts), 1), whole)
-    assert float(whole.norm() / (100 * rest).norm()) == pytest.approx(PredictedCache.MAX_CORRECTION, rel=1e-4)
+    assert float(whole.norm() / (100 * rest**2).norm()) == pytest.approx(PredictedCache.MAX_CORRECTION, rel=1e-4)
 
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
