@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from .budget import Budget
@@ -21,6 +22,15 @@ class Decided(Protocol):
     decided: bool
     reuses: bool
     diffs: Sequence[float | None]
+
+
+@dataclass
+class ComputedCall:
+    """A model call that the cache left alone."""
+
+    diffs: list[None]
+    decided: bool = True
+    reuses: bool = False
 
 
 class CacheRun(RunState):
@@ -69,6 +79,17 @@ class CacheRun(RunState):
         call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
         with self.noted(call, num_blocks, conditionings, step):
             yield call
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing can ever be reused, so that the calls need only be counted (see `counted`)."""
+        return self.threshold <= 0 and not self.config.target_speedup
+
+    def counted(
+        self, num_blocks: Sequence[int], conditionings: Mapping[Hashable, str], step: Step
+    ) -> AbstractContextManager[None]:
+        """Within the context the model is called without the cache: no block asks, nothing is measured or kept."""
+        return self.noted(ComputedCall([None] * len(conditionings)), num_blocks, conditionings, step)
 
     @contextmanager
     def noted(

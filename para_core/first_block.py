@@ -77,11 +77,6 @@ class CachedCall:
         self._first_residuals: list[Tensor] = []
         self._first_outs: list[Tensor] = []
 
-    def needs(self, stack: int, index: int) -> bool:
-        """Whether this block must ask; where nothing can be reused only the first and the last one have to."""
-        reusable = self._run.threshold > 0 or self._budget is not None
-        return reusable or (stack, index) in (self._first_position, self._last_position)
-
     def block(
         self,
         stack: int,
@@ -137,7 +132,7 @@ class CachedCall:
                 out + _together([cache.reuse(self._step.time, self._step.width) for cache in caches], stream)
                 for out, caches, stream in zip(after, self._caches, streams, strict=True)
             ]
-        elif self._run.threshold > 0 or self._budget is not None:
+        else:
             self._first_outs = [out.clone() for out in after] if stack.in_place else after
         return result
 
@@ -173,11 +168,10 @@ class CachedCall:
     def _remember(self, stack: BlockStack, result: Result) -> Result:
         """Keep what this computed call showed, and return its result with what the caches would have added to it."""
         first_streams = self._streams(self._family.stacks[self._first_position[0]])
-        outs = self._first_outs or [None] * len(first_streams)
         for name, caches, residual, out, stream in zip(
-            self._family.cached, self._caches, self._first_residuals, outs, first_streams, strict=True
+            self._family.cached, self._caches, self._first_residuals, self._first_outs, first_streams, strict=True
         ):
-            rest = None if out is None else self._residual_since(out, name, stack, result)
+            rest = self._residual_since(out, name, stack, result)
             chunks = [None] * len(caches) if rest is None else rest.chunk(len(caches), stream.batch_dim)
             firsts = residual.chunk(len(caches), stream.batch_dim)
             corrections = [

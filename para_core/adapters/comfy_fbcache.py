@@ -54,7 +54,7 @@ class SamplingRun:
     """One sampling run: its cache, and the noise schedule on the host side so that no step waits for the device.
 
     sigma_range: highest and lowest sigma at which reuse is allowed.
-    time_of: what the model is conditioned on at a sigma; times: as asked so far.
+    time_of: what the model is conditioned on at a sigma; steps: by sigma, as asked so far.
     num_bytes: of residuals in other processes; None where they are in this one.
     seen: the keys of what the sampler's current evaluation has asked of the model so far; None outside of one.
     """
@@ -64,15 +64,16 @@ class SamplingRun:
     sigma_range: tuple[float, float]
     time_of: Callable[[float], float]
     schedule: list[float] | None = None
-    times: dict[float, float] = field(default_factory=dict)
+    steps: dict[float, Step] = field(default_factory=dict)
     told: float = 0.0
     num_bytes: int | None = None
     seen: set[Hashable] | None = None
 
     def tell(self, *, finished: bool) -> RunReport | None:
-        """Give the listener the report as it stands, while the run goes on at most every TELL_INTERVAL seconds."""
+        """Give the listener the report as it stands; while the run goes on at most every TELL_INTERVAL seconds, and
+        not at all where there is nothing to tell but that nothing is reused."""
         now = time.perf_counter()
-        if not finished and (self.option.listener is None or now - self.told < TELL_INTERVAL):
+        if not finished and (self.option.listener is None or self.cache.off or now - self.told < TELL_INTERVAL):
             return None
         self.told = now
         num_steps = len(self.schedule) - 1 if self.schedule else 0
@@ -81,15 +82,15 @@ class SamplingRun:
             self.option.listener(report)
         return report
 
-    def _time(self, sigma: float) -> float:
-        if sigma not in self.times:
-            self.times[sigma] = self.time_of(sigma)
-        return self.times[sigma]
-
     def step(self, options: Mapping) -> Step:
         sigma = float(options["sigmas"][0])
         if self.schedule is None:
             self.schedule = options["sample_sigmas"].tolist() if "sample_sigmas" in options else [sigma]
+        if sigma not in self.steps:
+            self.steps[sigma] = self._step(sigma)
+        return self.steps[sigma]
+
+    def _step(self, sigma: float) -> Step:
         # Samplers evaluate between the schedule's sigmas too (dpm_2, ancestral): the nearest one counts.
         index = min(range(len(self.schedule)), key=lambda i: abs(self.schedule[i] - sigma))
         following = self.schedule[min(index + 1, len(self.schedule) - 1)]
@@ -97,7 +98,7 @@ class SamplingRun:
             index,
             sigma,
             allowed=self.sigma_range[1] <= sigma <= self.sigma_range[0],
-            at=self._time(sigma),
+            at=None if self.cache.off else self.time_of(sigma),
             width=abs(self.schedule[index] - following),
             num_steps=len(self.schedule) - 1,
         )
@@ -183,7 +184,10 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     conditionings, step = conditionings_of(model, x, options, run.seen), run.step(options)
-    if isinstance(found, StandIn):
+    if run.cache.off:
+        with run.cache.counted(num_blocks, conditionings, step):
+            output = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    elif isinstance(found, StandIn):
         call = RemoteCall(conditionings, step)
         options = {**options, KEY: {**options[KEY], "call": call}}
         with run.cache.noted(call, num_blocks, conditionings, step):
@@ -211,8 +215,6 @@ def _with_block_patches(
     dit = replace["dit"] = dict(replace.get("dit", {}))
     for number, (stack, count) in enumerate(zip(family.stacks, num_blocks, strict=True)):
         for index in range(count if stack.hook is not None else 0):
-            if not call.needs(number, index):
-                continue
             key = (stack.hook, index)
             dit[key] = _block_patch(call, number, index, dit.get(key))
     return {**options, "patches_replace": replace}

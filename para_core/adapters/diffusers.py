@@ -58,10 +58,12 @@ class FBCacheHook(ModelHook):
     def new_forward(self, module: ModelMixin, *args, **kwargs):
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._timestep_position]
         num_blocks = [len(stack.blocks_in(module)) for stack in self.family.stacks]
+        conditionings, step = {self.context.name: self.context.name}, self._step(timestep)
+        if self.run.off:
+            with self.run.counted(num_blocks, conditionings, step):
+                return self.fn_ref.original_forward(*args, **kwargs)
         with (
-            self.run.call(
-                self.family, num_blocks, {self.context.name: self.context.name}, self._step(timestep)
-            ) as call,
+            self.run.call(self.family, num_blocks, conditionings, step) as call,
             swapped_forwards(module, self.family, call),
         ):
             return self.fn_ref.original_forward(*args, **kwargs)

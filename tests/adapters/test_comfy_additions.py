@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import (
+    NEVER,
     TINY_MODELS,
     build,
     check,
@@ -34,7 +35,7 @@ def test_feature_maps_that_change_size_within_a_run():
     model, reports = build(SD15), []
     expected = sample(shrink(model), SD15, steps=8)
     assert relative(sample(model, SD15, steps=8), expected) > 1e-3
-    assert torch.equal(sample(fbcache(shrink(model), 0.0), SD15, steps=8), expected)
+    assert torch.equal(sample(fbcache(shrink(model), NEVER), SD15, steps=8), expected)
     for patched in (fbcache(shrink(model), ALWAYS, reports.append), shrink(fbcache(model, ALWAYS, reports.append))):
         assert sample(patched, SD15, steps=8).isfinite().all()
         assert reports[-1].num_reused_calls == 7

@@ -55,7 +55,7 @@ def test_a_reused_step_costs_little_more_than_block_0(name):
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
-def test_threshold_0_adds_no_multiplications_and_few_operations(name):
+def test_threshold_0_adds_no_operation_on_tokens(name):
     from para_core.adapters.comfy_fbcache import apply_fbcache
     from para_core.residual_cache import CacheConfig
 
@@ -63,4 +63,4 @@ def test_threshold_0_adds_no_multiplications_and_few_operations(name):
     operations, flops = cost(build(tiny), tiny)
     patched_operations, patched_flops = cost(apply_fbcache(build(tiny), CacheConfig(0.0)), tiny)
     assert patched_flops == flops > 0
-    assert patched_operations - operations <= 16
+    assert patched_operations - operations <= 2  # reading sigma

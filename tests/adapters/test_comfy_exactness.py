@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import TINY_MODELS, build, check, conditioning, fbcache, node, relative, sample, twice
+from tiny_models import NEVER, TINY_MODELS, build, check, conditioning, fbcache, node, relative, sample, twice
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -76,7 +76,7 @@ def test_passes_that_come_and_go_are_told_apart():
 def test_samplers_that_evaluate_between_the_steps(sampler):
     model, reports = build(LUMINA2), []
     expected = sample(model, LUMINA2, cfg=4.0, sampler=sampler)
-    assert torch.equal(sample(fbcache(model, 0.0), LUMINA2, cfg=4.0, sampler=sampler), expected)
+    assert torch.equal(sample(fbcache(model, NEVER), LUMINA2, cfg=4.0, sampler=sampler), expected)
     cached = fbcache(model, ALWAYS, reports.append)
     first = sample(cached, LUMINA2, cfg=4.0, sampler=sampler)
     records = reports[-1].conditionings
@@ -124,7 +124,7 @@ def test_inpainting_and_image_to_image(name, denoise):
     settings = {"noise_mask": mask, "denoise": denoise, "cfg": 4.0, "steps": 4}
     model, reports = build(tiny), []
     expected = sample(model, tiny, **settings)
-    assert torch.equal(sample(fbcache(model, 0.0), tiny, **settings), expected)
+    assert torch.equal(sample(fbcache(model, NEVER), tiny, **settings), expected)
     cached = fbcache(model, ALWAYS, reports.append)
     first = sample(cached, tiny, **settings)
     assert reports[-1].num_reused_calls > 0

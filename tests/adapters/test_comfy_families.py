@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import TINY_MODELS, build, fbcache, relative, sample, with_sampler
+from tiny_models import NEVER, TINY_MODELS, build, fbcache, relative, sample, with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -32,7 +32,7 @@ def test_threshold_0_is_bit_equal(tiny, cfg, num_tokens):
     model = build(tiny)
     expected = sample(model, tiny, steps=3, cfg=cfg, num_tokens=num_tokens)
     assert expected.isfinite().all()
-    assert torch.equal(sample(fbcache(model, 0.0), tiny, steps=3, cfg=cfg, num_tokens=num_tokens), expected)
+    assert torch.equal(sample(fbcache(model, NEVER), tiny, steps=3, cfg=cfg, num_tokens=num_tokens), expected)
 
 
 @MODELS

@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from tiny_models import FLUX, WAN, add_lora, build, conditioning, fbcache, flux_control, relative, sample, with_sampler
+from tiny_models import (
+    FLUX,
+    NEVER,
+    WAN,
+    add_lora,
+    build,
+    conditioning,
+    fbcache,
+    flux_control,
+    relative,
+    sample,
+    with_sampler,
+)
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -15,10 +27,11 @@ ALWAYS = 100.0
 @FAMILIES
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 @pytest.mark.parametrize("num_tokens", [(7, 7), (9, 5)], ids=["equal", "unequal"])
-def test_threshold_0_is_bit_equal(tiny, cfg, num_tokens):
+@pytest.mark.parametrize("threshold", [0.0, NEVER])
+def test_never_reusing_is_bit_equal(tiny, cfg, num_tokens, threshold):
     model = build(tiny)
     expected = sample(model, tiny, cfg=cfg, num_tokens=num_tokens)
-    assert torch.equal(sample(fbcache(model, 0.0), tiny, cfg=cfg, num_tokens=num_tokens), expected)
+    assert torch.equal(sample(fbcache(model, threshold), tiny, cfg=cfg, num_tokens=num_tokens), expected)
 
 
 @FAMILIES
@@ -170,13 +183,13 @@ def test_another_packs_patch_at_the_same_block_still_runs(wired, index):
     expected = sample(patched(model), FLUX)
     assert relative(sample(model, FLUX), expected) > 1e-3
     calls.clear()
-    both = fbcache(patched(model), 0.0) if wired == "before" else patched(fbcache(model, 0.0))
+    both = fbcache(patched(model), NEVER) if wired == "before" else patched(fbcache(model, NEVER))
     assert torch.equal(sample(both, FLUX), expected)
     assert len(calls) == 6
     assert torch.equal(sample(patched(model), FLUX), expected), "the other pack's own branch has changed"
 
 
-@pytest.mark.parametrize("threshold", [0.0, ALWAYS])
+@pytest.mark.parametrize("threshold", [NEVER, ALWAYS])
 def test_skip_layer_guidance_keeps_its_own_residuals(threshold):
     """Its extra pass has the conditioning of the positive one, and overwrites patches of single blocks, ours too."""
     from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
@@ -189,7 +202,7 @@ def test_skip_layer_guidance_keeps_its_own_residuals(threshold):
     reports = []
     output = sample(fbcache(guided(model), threshold, reports.append), FLUX, cfg=4.0)
     assert set(reports[-1].conditionings) == {"positive", "negative", "positive #2"}
-    if threshold == 0:
+    if threshold == NEVER:
         assert torch.equal(output, sample(guided(model), FLUX, cfg=4.0))
     else:
         assert torch.equal(sample(guided(fbcache(model, threshold)), FLUX, cfg=4.0), output)
@@ -225,6 +238,24 @@ def test_settings_of_the_last_patcher_hold():
     model = fbcache(fbcache(build(FLUX), ALWAYS), 0.0, reports.append)
     assert torch.equal(sample(model, FLUX), sample(build(FLUX), FLUX))
     assert [report.finished for report in reports].count(True) == 1
+
+
+def test_threshold_0_counts_its_calls_and_leaves_the_blocks_alone():
+    replaced, reports = [], []
+
+    def look(executor, *args, **kwargs):
+        replaced.append(args[5].get("patches_replace", {}))
+        return executor(*args, **kwargs)
+
+    model = fbcache(build(FLUX), 0.0, reports.append)
+    # Added behind ours, so called inside it.
+    model.add_wrapper_with_key("apply_model", "look", look)
+    sample(model, FLUX, cfg=4.0)
+    assert replaced and not any(replaced)
+    (report,) = reports
+    assert {label: len(records) for label, records in report.conditionings.items()} == {"positive": 6, "negative": 6}
+    assert (report.num_block_calls, report.num_bytes) == (report.num_block_calls_baseline, 0)
+    assert report.advice() == "Nothing is reused at threshold 0."
 
 
 def test_cancelled_run_leaves_nothing_behind():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import FLUX, TINY_MODELS, build, conditioning, relative, sample, with_sampler
+from tiny_models import FLUX, NEVER, TINY_MODELS, build, conditioning, relative, sample, with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -20,9 +20,9 @@ def fbcache(patcher, listener=None, **config):
 @TINY
 @ORDERS
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
-def test_threshold_0_is_bit_equal(tiny, order, cfg):
+def test_never_reusing_is_bit_equal(tiny, order, cfg):
     model = build(tiny)
-    cached = fbcache(model, residual_diff_threshold=0.0, order=order)
+    cached = fbcache(model, residual_diff_threshold=NEVER, order=order)
     assert torch.equal(flat(sample(cached, tiny, cfg=cfg)), flat(sample(model, tiny, cfg=cfg)))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import FLUX, TINY_MODELS, WAN, build, fbcache, host_version, sample, with_sampler
+from tiny_models import FLUX, NEVER, TINY_MODELS, WAN, build, fbcache, host_version, sample, with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -317,7 +317,7 @@ def test_order_with_the_cache_does_not_matter(scheme):
     assert torch.equal(first, second)
     assert one[-1].num_reused_calls == two[-1].num_reused_calls > 0
     assert torch.equal(
-        sample(fbcache(quantize(build(FLUX), scheme), 0.0), FLUX), sample(quantize(build(FLUX), scheme), FLUX)
+        sample(fbcache(quantize(build(FLUX), scheme), NEVER), FLUX), sample(quantize(build(FLUX), scheme), FLUX)
     )
 
 

@@ -9,6 +9,7 @@ from para_core.adapters.diffusers import apply_cache_on_pipe, cache_run  # noqa:
 from para_core.residual_cache import CacheConfig  # noqa: E402
 
 ALWAYS = 100.0
+NEVER = 1e-30  # goes through the cache, where 0 leaves the blocks alone
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,19 @@ def run(pipe, *, steps=6, true_cfg=4.0, seed=0):
 
 
 @pytest.mark.parametrize("true_cfg", [1.0, 4.0])
-def test_threshold_0_is_bit_equal(pipe, true_cfg):
+@pytest.mark.parametrize("threshold", [0.0, NEVER])
+def test_never_reusing_is_bit_equal(pipe, true_cfg, threshold):
     expected = run(pipe, true_cfg=true_cfg)
-    assert torch.equal(run(apply_cache_on_pipe(pipe, residual_diff_threshold=0.0), true_cfg=true_cfg), expected)
+    assert torch.equal(run(apply_cache_on_pipe(pipe, residual_diff_threshold=threshold), true_cfg=true_cfg), expected)
+
+
+def test_threshold_0_counts_its_calls_and_leaves_the_blocks_alone(pipe, monkeypatch):
+    reports = []
+    monkeypatch.setattr("para_core.adapters.diffusers.swapped_forwards", None)  # would fail if it were called
+    run(apply_cache_on_pipe(pipe, residual_diff_threshold=0.0, listener=reports.append))
+    (report,) = reports
+    assert {label: len(records) for label, records in report.conditionings.items()} == {"positive": 6, "negative": 6}
+    assert (report.num_block_calls, report.num_bytes) == (report.num_block_calls_baseline, 0)
 
 
 def test_contexts_are_apart_and_runs_repeat(pipe, transformer):
@@ -104,7 +115,7 @@ def test_offloading_forwards_are_called_and_kept(transformer):
 
     block.forward = offloading
     try:
-        with cache_run(transformer, CacheConfig(0.0)), torch.no_grad():
+        with cache_run(transformer, CacheConfig(NEVER)), torch.no_grad():
             transformer(
                 hidden_states=torch.randn(1, 4, 16), encoder_hidden_states=torch.randn(1, 5, 24),
                 pooled_projections=torch.randn(1, 24), timestep=torch.tensor([0.7]),

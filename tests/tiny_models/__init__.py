@@ -3,7 +3,7 @@
 from .additions import add_lora, flux_control
 from .exactness import check, node, twice
 from .image import FLUX, IMAGE
-from .sampling import fbcache, relative, sample, with_sampler
+from .sampling import NEVER, fbcache, relative, sample, with_sampler
 from .tiny_model import TinyModel, build, conditioning, host_version
 from .unet import UNETS
 from .video import VIDEO
@@ -11,6 +11,7 @@ from .wan import WAN, WANS
 
 __all__ = [
     "FLUX",
+    "NEVER",
     "TINY_MODELS",
     "WAN",
     "TinyModel",

@@ -8,6 +8,8 @@ import torch
 
 from .tiny_model import TinyModel, conditioning
 
+NEVER = 1e-30  # a threshold: every block goes through the cache and nothing is reused; at 0 no block does
+
 
 def fbcache(patcher, residual_diff_threshold, listener=None, **config):
     """The patcher with the first-block cache; config as in CacheConfig."""
