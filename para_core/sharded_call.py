@@ -28,6 +28,16 @@ def sharding_obstacle(model: nn.Module, family: ModelFamily) -> str | None:
     return None
 
 
+def refuse_unsharded(model: nn.Module, family: ModelFamily) -> None:
+    """Raises ValueError, with the reason, for a model whose tokens cannot be split among ranks."""
+    obstacle = sharding_obstacle(model, family)
+    if obstacle is not None:
+        raise ValueError(
+            f"{type(model).__name__} cannot run on several devices: {obstacle}. Run it on one device: "
+            "remove the Context-Parallel Launcher."
+        )
+
+
 def _is_named(cls: type, names: Iterable[str]) -> bool:
     return any(f".{cls.__module__}.{cls.__qualname__}".endswith(f".{name}") for name in names)
 
@@ -50,7 +60,7 @@ class ShardedCall:
         self._masks: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._sharding: Sharding | None = None
         self._attentions: Iterator[Attention] = iter(())
-        self.finished = False
+        self.finished = self._attended = False
 
     def block(self, stack: int, index: int, arguments: Arguments, compute: Callable[[Arguments], Result]) -> Result:
         """What block `index` of stack number `stack` returns, for this rank's tokens; for all behind the last block.
@@ -63,6 +73,11 @@ class ShardedCall:
             self._cut_residuals()
         self.finished = (stack, index) == self._last
         result = self._run(self._family.stacks[stack], arguments, compute)
+        if self._splits and not self._attended:  # the first block always runs, whatever is cached
+            raise ValueError(
+                "the attention of the blocks is not seen, so it would only be over this rank's tokens; needed is the "
+                "host's usual attention. Undo what has exchanged it."
+            )
         return self._splits.gathered(streams, result, self._family.cached) if self.finished else result
 
     def branch(self, stack: BlockStack, arguments: Arguments, compute: Callable[[Arguments], Result]) -> Result:
@@ -84,7 +99,9 @@ class ShardedCall:
 
     def next_attention(self) -> Attention | None:
         """What the attention that is called now runs over; None if it is this rank's own affair."""
-        return next(self._attentions, None) or None
+        over = next(self._attentions, None) or None
+        self._attended |= over is not None
+        return over
 
     def attention(self, over: Attention, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, **options) -> Tensor:
         """Of this rank's queries to the keys on all ranks. q, k, v: (B, H, S of this rank, D)."""

@@ -19,7 +19,8 @@ from ..cache_run import CacheRun
 from ..families import family_of
 from ..first_block import Step
 from ..quantization import rounding_of
-from ..residual_cache import CacheConfig
+from ..residual_cache import CacheConfig, alone
+from .diffusers_parallel import HOOK as PARALLEL_HOOK
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,10 @@ def cache_run(
         if num_steps < 1:
             raise ValueError("target_speedup needs num_steps, the number of denoising steps of the run; give both.")
         Budget(config.target_speedup, sum(len(stack.blocks_in(transformer)) for stack in family.stacks))
-    run = CacheRun(family, config, rounding=rounding_of(transformer.modules()))
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    parallel = registry.get_hook(PARALLEL_HOOK)
+    reduce = alone if parallel is None else parallel.ranks.sum
+    run = CacheRun(family, config, rounding=rounding_of(transformer.modules()), reduce=reduce)
     registry.register_hook(FBCacheHook(transformer, run, num_steps), HOOK)
     try:
         yield run

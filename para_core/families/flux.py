@@ -58,6 +58,10 @@ FLUX_DIFFUSERS = ModelFamily(
         BlockStack(
             blocks,
             (Stream("hidden_states", 1, ("img",)), Stream("encoder_hidden_states", 0, ("txt",))),
+            sharding=Sharding(
+                attentions=(("txt", "img"),),
+                per_token=tuple(PerToken("image_rotary_emb", ("txt", "img"), dims=(0,), part=part) for part in (0, 1)),
+            ),
         )
         for blocks in ("transformer_blocks", "single_transformer_blocks")
     ),

@@ -1,0 +1,64 @@
+"""The rows of a batch that are a rank's own on the batch axis of a mesh, and all rows gathered again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .attention import RankMesh, all_gather_sequence
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """This rank's equal share of num_rows rows: whole conditionings, or a part of one.
+
+    num_conditionings: how many the rows belong to, equally many rows each, in order.
+    num_groups: into how many shares the rows are cut; where the axis has more ranks, some have the same one.
+    """
+
+    mesh: RankMesh
+    num_rows: int
+    num_conditionings: int = 1
+
+    @property
+    def num_groups(self) -> int:
+        """As many as there are ranks for, none of them with a part of one conditioning and more of another."""
+        each = self.num_rows // self.num_conditionings
+        return next(
+            count
+            for count in range(min(self.mesh.batch.size, self.num_rows), 0, -1)
+            if self.num_rows % count == 0
+            and (each % (self.num_rows // count) == 0 or (self.num_rows // count) % each == 0)
+        )
+
+    @property
+    def rows(self) -> slice:
+        length = self.num_rows // self.num_groups
+        start = self.mesh.batch.rank % self.num_groups * length
+        return slice(start, start + length)
+
+    @property
+    def conditionings(self) -> slice:
+        """Those that this rank's rows belong to."""
+        each = self.num_rows // self.num_conditionings
+        return slice(self.rows.start // each, (self.rows.stop - 1) // each + 1)
+
+    def of(self, value: object) -> object:
+        """These rows of every tensor in it that has one for each of the batch; the rest as it is."""
+        if isinstance(value, Tensor):
+            return value[self.rows] if value.ndim and value.shape[0] == self.num_rows else value
+        if isinstance(value, dict):
+            return {name: self.of(part) for name, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.of(part) for part in value)
+        return value
+
+    def gather(self, output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """Every row, from this rank's; of a list, each tensor's."""
+        if self.num_groups == 1:
+            return output
+        if not isinstance(output, Tensor):
+            return [self.gather(part) for part in output]
+        lengths = [output.shape[0]] * self.mesh.batch.size
+        return all_gather_sequence(output, axis=self.mesh.batch, lengths=lengths, dim=0)[: self.num_rows]
