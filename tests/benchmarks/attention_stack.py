@@ -151,3 +151,31 @@ def error(rank: int, world_size: int, *, implementation: str) -> float:
     share = slice_of(balanced_lengths(CHECKED_TOKENS, world_size), rank)
     found = IMPLEMENTATIONS[implementation](CHECKED_TOKENS)(*(x[:, share] for x in (q, k, v)))
     return ((found - expected[:, share]).norm() / expected.norm()).item()
+
+
+def rates(rank: int, world_size: int, *, num_tokens: int, message: int) -> dict[str, float]:
+    """A case: CPU seconds of the linear layers and of attention for all tokens; of a message of so many bytes to every
+    other rank, and of an empty one. All ranks at once, as they run in a divided call."""
+    torch.manual_seed(SEED + 1)
+    x, (block,) = torch.randn(1, num_tokens, WIDTH), blocks(1)
+    q, k, v = torch.randn(1, num_tokens, 3 * WIDTH).unflatten(-1, (3, HEADS, HEAD_DIM)).unbind(2)
+    return {
+        "linear": _cpu_seconds(lambda: block(x, lambda q, k, v: q)),
+        "attention": _cpu_seconds(lambda: alone(num_tokens)(q, k, v)),
+        "message": _cpu_seconds(lambda: _exchange(rank, world_size, message), repeats=5),
+        "empty message": _cpu_seconds(lambda: _exchange(rank, world_size, 4), repeats=50),
+    }
+
+
+def _exchange(rank: int, world_size: int, num_bytes: int) -> None:
+    sizes = [0 if number == rank else num_bytes // 4 for number in range(world_size)]
+    dist.all_to_all_single(torch.empty(sum(sizes)), torch.empty(sum(sizes)), sizes, sizes)
+
+
+def _cpu_seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    work()
+    dist.barrier()
+    start = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - start) / repeats
