@@ -13,6 +13,9 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
+
+from torch.distributed.run import main as run
 
 from .directory import GroupDirectory, kill_process_group
 
@@ -95,8 +98,6 @@ def watch(directory: GroupDirectory, client: int) -> None:
 def main(path: str, client: str) -> None:
     directory = GroupDirectory(path)
     threading.Thread(target=watch, args=(directory, int(client)), daemon=True).start()
-    from torch.distributed.run import main as run
-
     arguments = {
         "nnodes": 1,
         "nproc-per-node": len(directory.config().devices),
@@ -111,7 +112,8 @@ def main(path: str, client: str) -> None:
         "log-dir": directory.path / "elastic",
     }
     command = [f"--{name}={value}" for name, value in arguments.items()]
-    run([*command, "-m", f"{__package__}.rank", str(directory.path)])
+    script = Path(__file__).with_name("rank_process.py")
+    run([*command, str(script), str(os.getpid()), str(directory.path)])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ in a frame. Before the proof each side reads a fixed number of bytes and decodes
 
 from __future__ import annotations
 
+import array
 import contextlib
 import hashlib
 import hmac
@@ -18,6 +19,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .protocol import MAX_SHARED
@@ -25,9 +27,11 @@ from .protocol import MAX_SHARED
 MAX_FRAME = 1 << 18
 MAX_HANDSHAKES = 32  # at once; the oldest gives way
 HANDSHAKE_TIMEOUT = 5.0
-NONCE = 32
+POLL = 0.05  # seconds between two looks at whether waiting is still wanted
+NONCE = PROOF = 32
 LENGTH = struct.Struct("<I")
 CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+ROOM = socket.CMSG_SPACE((MAX_SHARED + 1) * 4) if hasattr(socket, "CMSG_SPACE") else 0
 
 
 class ConnectionLost(ConnectionError):
@@ -70,7 +74,10 @@ class Connection:
 
     def poll(self, seconds: float) -> bool:
         poller = select.poll()  # select() fails on descriptors above 1023
-        poller.register(self.line, select.POLLIN)
+        try:
+            poller.register(self.line, select.POLLIN)
+        except ValueError as error:
+            raise ConnectionLost("the connection is closed") from error
         return bool(poller.poll(seconds * 1000))
 
     def close(self) -> None:
@@ -79,8 +86,11 @@ class Connection:
     def _exactly(self, size: int, descriptors: list[int]) -> bytes:
         data = b""
         while len(data) < size:
-            piece, received, _, _ = socket.recv_fds(self.line, size - len(data), MAX_SHARED + 1, CLOSE_ON_EXEC)
-            descriptors += received
+            # Not socket.recv_fds: it drops the flags, and a process that the server starts would inherit (3.11).
+            piece, ancillary, _, _ = self.line.recvmsg(size - len(data), ROOM, CLOSE_ON_EXEC)
+            for level, kind, received in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    descriptors += array.array("i", received[: len(received) // 4 * 4])
             if not piece:
                 raise ConnectionLost("the peer closed the connection")
             data += piece
@@ -100,8 +110,11 @@ class Listener:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of a rank 0 that was killed
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(path))
-        path.chmod(0o600)
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(str(path))
+        finally:
+            os.umask(mask)
         self._socket.listen(64)
         threading.Thread(target=self._listen, name="para-listener", daemon=True).start()
 
@@ -133,36 +146,51 @@ class Listener:
                 self._handshakes.remove(line)
 
 
-def connect(path: Path, key: bytes) -> Connection:
-    """Raises OSError (ConnectionLost) where nobody listens there, or nobody who knows the key."""
+def connect(path: Path, key: bytes, look: Callable[[], None] = lambda: None) -> Connection:
+    """look: called every 50 ms; what it raises passes through.
+
+    Raises OSError (ConnectionLost) where nobody listens there, or nobody who knows the key.
+    """
     line = socket.socket(socket.AF_UNIX)
     try:
-        line.settimeout(HANDSHAKE_TIMEOUT)
-        line.connect(str(path))
-        prove_to_server(line, key)
+        _reach(line, path, look)
+        prove_to_server(line, key, look)
         return Connection(line)
     except BaseException:
         line.close()
         raise
 
 
-def prove_to_client(line: socket.socket, key: bytes) -> None:
-    ours = secrets.token_bytes(NONCE)
+def _reach(line: socket.socket, path: Path, look: Callable[[], None]) -> None:
     deadline = time.monotonic() + HANDSHAKE_TIMEOUT
-    line.settimeout(HANDSHAKE_TIMEOUT)
+    line.setblocking(False)
+    while True:
+        try:
+            return line.connect(str(path))
+        except BlockingIOError:  # many are waiting to be accepted
+            look()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL)
+
+
+def prove_to_client(line: socket.socket, key: bytes) -> None:
+    """Rank 0's side of the handshake. Raises OSError where the peer is none of ours."""
+    ours, exactly = secrets.token_bytes(NONCE), Exactly(line, lambda: None)
     line.sendall(ours)
-    answer = _fixed(line, NONCE + 32, deadline)
+    answer = exactly(NONCE + PROOF)
     theirs, proof = answer[:NONCE], answer[NONCE:]
     if not hmac.compare_digest(proof, _proof(key, b"client", ours, theirs)):
         raise ConnectionLost("the peer does not know the key")
     line.sendall(_proof(key, b"server", ours, theirs))
 
 
-def prove_to_server(line: socket.socket, key: bytes) -> None:
-    deadline = time.monotonic() + HANDSHAKE_TIMEOUT
-    theirs, ours = _fixed(line, NONCE, deadline), secrets.token_bytes(NONCE)
+def prove_to_server(line: socket.socket, key: bytes, look: Callable[[], None]) -> None:
+    """The client's side, which proves first. Raises OSError where the peer is no rank 0 of ours."""
+    exactly = Exactly(line, look)
+    theirs, ours = exactly(NONCE), secrets.token_bytes(NONCE)
     line.sendall(ours + _proof(key, b"client", theirs, ours))
-    if not hmac.compare_digest(_fixed(line, 32, deadline), _proof(key, b"server", theirs, ours)):
+    if not hmac.compare_digest(exactly(PROOF), _proof(key, b"server", theirs, ours)):
         raise ConnectionLost("the peer does not know the key")
 
 
@@ -170,12 +198,26 @@ def _proof(key: bytes, role: bytes, server_nonce: bytes, client_nonce: bytes) ->
     return hmac.new(key, role + server_nonce + client_nonce, hashlib.sha256).digest()
 
 
-def _fixed(line: socket.socket, size: int, deadline: float) -> bytes:
-    data = b""
-    while len(data) < size:
-        line.settimeout(max(0.001, deadline - time.monotonic()))
-        piece = line.recv(size - len(data))
-        if not piece:
-            raise ConnectionLost("the peer closed the connection during the handshake")
-        data += piece
-    return data
+class Exactly:
+    """Reads so many bytes and no more, all reads together within HANDSHAKE_TIMEOUT."""
+
+    def __init__(self, line: socket.socket, look: Callable[[], None]) -> None:
+        self._line = line
+        self._look = look
+        self._deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+        line.settimeout(POLL)
+
+    def __call__(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                piece = self._line.recv(size - len(data))
+            except TimeoutError:
+                self._look()
+                if time.monotonic() > self._deadline:
+                    raise
+                continue
+            if not piece:
+                raise ConnectionLost("the peer closed the connection during the handshake")
+            data += piece
+        return data

@@ -1,16 +1,23 @@
-"""Signs of life of a rank: a file of the private folder, touched every BEAT seconds."""
+"""Signs of life of a rank, every BEAT seconds from a thread: none comes when the process is stopped or hangs."""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
+from torch.distributed import Store
+
 BEAT = 0.5
+LOST_PEER = 72  # exit code
+logger = logging.getLogger(__name__)
 
 
 def beat(path: Path) -> None:
-    """From now on, in a thread: stops when the process is stopped, or its interpreter hangs."""
+    """Touches a file of the group's folder, on which the agent keeps an eye."""
     path.touch(mode=0o600)
 
     def touch() -> None:
@@ -22,3 +29,41 @@ def beat(path: Path) -> None:
                 return  # the folder is gone: so will this process be
 
     threading.Thread(target=touch, name="para-heartbeat", daemon=True).start()
+
+
+class StoreBeats:
+    """Beats by a store that ranks of several machines share; there each rank keeps an eye on the others.
+
+    A rank that loses one ends, which makes the agents replace all.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int, timeout: float) -> None:
+        self._store = store
+        self._rank = rank
+        self._peers = [f"beat/{peer}" for peer in range(world_size) if peer != rank]
+        self._timeout = timeout
+        self._latest: dict[str, tuple[bytes, float]] = {}
+
+    def start(self) -> None:
+        self._store.set_timeout(timedelta(seconds=self._timeout))
+        threading.Thread(target=self._run, name="para-heartbeat", daemon=True).start()
+
+    def silent(self) -> list[str]:
+        """Beats once, and names the peers that have not for `timeout` seconds."""
+        now = time.monotonic()
+        self._store.set(f"beat/{self._rank}", str(now))
+        for key in self._peers:
+            if self._store.check([key]) and (value := self._store.get(key)) != self._latest.get(key, (None,))[0]:
+                self._latest[key] = value, now
+        return [key for key, (_, since) in self._latest.items() if now - since > self._timeout]
+
+    def _run(self) -> None:
+        while True:
+            try:
+                lost = self.silent()
+            except RuntimeError as error:
+                lost = [f"the store: {error}"]
+            if lost:
+                logger.error("rank %d: no sign of life from %s; ending", self._rank, ", ".join(lost))
+                os._exit(LOST_PEER)
+            time.sleep(BEAT)

@@ -104,6 +104,8 @@ def environment(config: GroupConfig) -> dict[str, str]:
         "OMP_NUM_THREADS": str(config.num_threads),
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
+        # The agent would hold a store for the ranks, on every interface; they have one of their own.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     return env | config.environment
 

@@ -1,22 +1,18 @@
-"""What a rank's process sets up for itself before anything else."""
+"""What a rank's process sets up for itself before it joins the others."""
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
-
 
 def settle(log: Path | None) -> None:
-    """Dies with its parent, leaves Ctrl-C to it, writes stdout and stderr to log; on SIGUSR1, every stack."""
-    die_with_parent()
+    """Ends with its parent, leaves Ctrl-C to it, writes stdout and stderr to log; on SIGUSR1, every stack."""
+    threading.Thread(target=_watch, args=(os.getppid(),), name="para-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -27,15 +23,9 @@ def settle(log: Path | None) -> None:
     faulthandler.register(signal.SIGUSR1)
 
 
-def die_with_parent() -> None:
-    parent = os.getppid()
-    if sys.platform == "linux":
-        # Reaches a stopped or hanging process too.
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    threading.Thread(target=_watch, args=(parent,), name="para-parent", daemon=True).start()
-
-
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL) if os.getpgrp() == os.getpid() else os._exit(1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # with what it has started
+    os._exit(1)

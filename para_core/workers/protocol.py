@@ -147,7 +147,16 @@ def decode(buffer: torch.Tensor, shared: list[torch.Tensor], *, own: Callable[[t
         return _Reader(buffer[min(_aligned(PROLOGUE.size + length), buffer.numel()) :], shared, own).value(header)
     except ProtocolError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError, struct.error) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+        struct.error,
+    ) as error:
         raise ProtocolError(f"no message: {type(error).__name__}: {error}") from error
 
 

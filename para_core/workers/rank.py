@@ -1,6 +1,6 @@
 """One rank: makes the service, then runs its methods as the client calls them.
 
-python -m para_core.workers.rank DIRECTORY          (started by agent.py)
+rank_process.py runs it for a group of this machine, __main__.py for one that the user starts.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from .config import GroupConfig, WorkerContext
 from .directory import GroupDirectory, write_private
 from .heartbeat import beat
 from .process import settle
+from .root_store import FileBoard, RootStore
+from .server import Follower, Leader
+from .status import formatted
 
 FAILED_TO_START = 71  # exit code
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank finds what it needs: socket and key of rank 0's channel, the host to bind, the board."""
+    """Where a rank stands, and for rank 0 where it listens to the client."""
 
     rank: int
     world_size: int
     device: str
-    socket: Path
+    root: RootStore
+    socket: Path | None
     key: bytes
-    host: str
-    board: object
 
 
 class FailedToStart(Exception):
@@ -43,18 +45,13 @@ class FailedToStart(Exception):
 
 def join(place: Place, config: GroupConfig) -> Callable[[], None]:
     """Makes the service and joins the other ranks. What it returns serves calls and does not end."""
-    from .root_store import RootStore
-    from .server import Follower, Leader
-
     device = torch.device(place.device)
     torch.set_num_threads(config.num_threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    patience = timedelta(seconds=config.start_timeout)
-    root = RootStore.find(place.board, patience) if place.rank else RootStore.hold(place.host, place.board, patience)
     dist.init_process_group(
         config.process_group_backend,
-        store=dist.PrefixStore("groups", root.open()),
+        store=dist.PrefixStore("groups", place.root.open()),
         rank=place.rank,
         world_size=place.world_size,
         timeout=timedelta(seconds=config.collective_timeout),
@@ -62,8 +59,8 @@ def join(place: Place, config: GroupConfig) -> Callable[[], None]:
     context = WorkerContext(place.rank, place.world_size, device)
     service = made(config.service, context)
     if place.rank:
-        return Follower(context, service, root).run
-    leader = Leader(context, service, root, config.failure_grace)
+        return Follower(context, service, place.root).run
+    leader = Leader(context, service, place.root, config.failure_grace)
     return lambda: leader.run(place.socket, place.key)
 
 
@@ -82,17 +79,13 @@ def main(path: str) -> None:
     settle(directory.rank_file(rank, "log"))
     beat(directory.rank_file(rank, "beat"))
     os.chdir(directory.working_directory())
-    from .root_store import FileBoard
-
     config = directory.config()
     board = FileBoard(directory.path / f"root{os.environ['TORCHELASTIC_RESTART_COUNT']}.json")
-    device = config.devices[rank]
-    place = Place(rank, len(config.devices), device, directory.socket, directory.key(), "127.0.0.1", board)
+    root = RootStore.meet(rank, "127.0.0.1", board, timedelta(seconds=config.start_timeout))
+    place = Place(rank, len(config.devices), config.devices[rank], root, directory.socket, directory.key())
     try:
         join(place, config)()
     except FailedToStart as error:
-        from .status import formatted
-
         write_private(directory.rank_file(rank, "error"), formatted(error.__cause__).encode())
         sys.exit(FAILED_TO_START)
 

@@ -61,6 +61,11 @@ class RootStore:
         self._timeout = timeout
 
     @classmethod
+    def meet(cls, rank: int, host: str, board: Board, timeout: timedelta) -> RootStore:
+        """host: the address that rank 0 binds."""
+        return cls.find(board, timeout) if rank else cls.hold(host, board, timeout)
+
+    @classmethod
     def hold(cls, host: str, board: Board, timeout: timedelta) -> RootStore:
         """On rank 0. host: the address to bind, and no other."""
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]

@@ -64,6 +64,8 @@ class Follower(Performer):
             self.perform(order["method"], *self.memories.receive(order))
         except BaseException as error:
             return self.failed(call, error)
+        finally:
+            self.inbox.settle()
         return Status.now(self.context.rank, self.context.device)
 
 
@@ -103,9 +105,11 @@ class Leader(Performer):
         statuses = [status, *self.rounds.statuses(self._call)]
         for block in shared:
             block.close()
+        self.inbox.settle()
         try:
             self._answer(answer, statuses)
         finally:
+            self._outbox.settle()
             self._call += 1
 
     def _taken(self, request: dict, descriptors: list[int]) -> list[SharedMemory]:

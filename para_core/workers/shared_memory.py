@@ -13,7 +13,7 @@ import tempfile
 import torch
 
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.name == "posix" and hasattr(os, "memfd_create") else 0)
-KEPT = 1 << 30  # bytes; a larger buffer is given back after its message
+KEPT = 1 << 30  # bytes; a larger buffer serves one message
 SMALLEST = 1 << 16
 
 
@@ -75,12 +75,17 @@ class GrowingBuffer:
 
     def reserve(self, size: int) -> tuple[torch.Tensor, bool]:
         """A uint8 tensor of at least size bytes, and whether it is new to the peer."""
-        if self.memory is not None and size <= self.memory.size and (self.memory.size <= KEPT or size > KEPT):
+        if self.memory is not None and size <= self.memory.size:
             return self._tensor, False
         self.close()
         self.memory = SharedMemory.create(max(SMALLEST, size if size > KEPT else 1 << (size - 1).bit_length()))
         self._tensor = self.memory.mapped()
         return self._tensor, True
+
+    def settle(self) -> None:
+        """After a message: both ends give back what is too large to keep."""
+        if self.memory is not None and self.memory.size > KEPT:
+            self.close()
 
     def close(self) -> None:
         if self.memory is not None:
@@ -104,6 +109,10 @@ class ReceivedBuffer:
         if self.memory is None or not 0 <= size <= self.memory.size:
             raise ValueError(f"a message of {size} bytes is announced in a buffer that is smaller")
         return self._tensor[:size]
+
+    def settle(self) -> None:
+        if self.memory is not None and self.memory.size > KEPT:
+            self.close()
 
     def close(self) -> None:
         if self.memory is not None:

@@ -1,0 +1,143 @@
+"""The client's connection to rank 0: one question at a time, and the memory of both directions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .channel import POLL, Connection, ConnectionLost, connect
+from .errors import Cancelled, WorkerError
+from .protocol import Block, Message, Payload, decode
+from .shared_memory import GrowingBuffer, ReceivedBuffer, SharedMemory
+
+
+class Overdue(Exception):
+    """No answer within the caller's timeout."""
+
+
+class Patience:
+    """Called about every 50 ms while the client waits: raises what ends the waiting."""
+
+    def __init__(self, cancelled: Callable[[], bool] | None) -> None:
+        self._cancelled = cancelled
+        self._deadline: float | None = None
+
+    def limit(self, timeout: float | None) -> None:
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def __call__(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise Cancelled("the call was cancelled")
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise Overdue
+
+
+class Line:
+    """hello: what rank 0 said of itself and the others. memory: bytes of each rank after the latest call.
+
+    Every method raises ConnectionLost where the ranks are gone; close() then, and open() again.
+    """
+
+    def __init__(self, address: Path, key: bytes) -> None:
+        self.address = address
+        self.hello: dict = {}
+        self.memory: list[int] = []
+        self._key = key
+        self._connection: Connection | None = None
+        self._owed = False  # an answer to a question that was left
+        self._outbox = GrowingBuffer()
+        self._inbox = ReceivedBuffer()
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def open(self, look: Callable[[], None]) -> None:
+        """Raises OSError where no rank 0 listens yet."""
+        connection = connect(self.address, self._key, look)
+        try:
+            while not connection.poll(POLL):
+                look()
+            self.hello, _ = connection.receive()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def settle(self, look: Callable[[], None]) -> None:
+        """Ready for a question: the answer to one that was left is awaited and thrown away."""
+        if self._owed:
+            self._await(look)
+            self._take()
+            self._inbox.settle()
+        elif self._connected().poll(0):
+            raise ConnectionLost("the ranks were lost between two calls")
+
+    def ask(self, method: str, message: Message, look: Callable[[], None]) -> Payload:
+        """Raises WorkerError where a rank raised; what look raises leaves the question to settle()."""
+        buffer, new = self._outbox.reserve(message.size)
+        message.write(buffer)
+        shared = [_filled(block) for block in message.shared]
+        memories = [self._outbox.memory, *shared] if new else shared
+        request = {"method": method, "size": message.size, "buffer": self._outbox.memory.size if new else 0}
+        request["shared"] = [memory.size for memory in shared]
+        try:
+            self._connected().send(request, [memory.descriptor for memory in memories])
+            self._owed = True
+            self._await(look)
+        finally:
+            for memory in shared:
+                memory.close()
+        frame = self._take()
+        if not frame["ok"]:
+            rank, error = frame["rank"], frame["error"]
+            raise WorkerError(f"rank {rank} raised in {method}:", rank=rank, details=error)
+        result = decode(self._inbox.message(frame["size"]), [], own=torch.clone)
+        self._inbox.settle()
+        return result
+
+    def state(self) -> str:
+        """busy, idle, or starting: there is no connection, or it has ended."""
+        connection = self._connection
+        try:
+            ended = connection is None or (not self._owed and connection.poll(0))
+            return "starting" if ended else "busy" if self._owed and not connection.poll(0) else "idle"
+        except ConnectionLost:  # closed meanwhile by another thread
+            return "starting"
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._owed = False
+        self._outbox.close()
+        self._inbox.close()
+
+    def _await(self, look: Callable[[], None]) -> None:
+        while not self._connected().poll(POLL):
+            look()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            raise ConnectionLost("the line was closed by another thread")
+        return self._connection
+
+    def _take(self) -> dict:
+        frame, descriptors = self._connected().receive()
+        self._owed = False
+        self._outbox.settle()
+        self.memory = frame["memory"] or self.memory
+        for descriptor in descriptors:
+            self._inbox.replace(SharedMemory.received(descriptor, frame["buffer"]))
+        if frame.get("leaving"):
+            self.close()  # the ranks are out of step: new ones are on their way
+        return frame
+
+
+def _filled(block: Block) -> SharedMemory:
+    memory = SharedMemory.create(block.size)
+    block.write(memory.mapped())
+    return memory

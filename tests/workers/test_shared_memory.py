@@ -1,0 +1,79 @@
+"""Memory without a name: mapped twice, grown, given back."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+from para_core.workers import shared_memory
+from para_core.workers.shared_memory import KEPT, GrowingBuffer, ReceivedBuffer, SharedMemory
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors are passed on POSIX systems only")
+
+
+@pytest.fixture(params=["memfd", "file"])
+def kind(request, monkeypatch):
+    if request.param == "file":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("no memfd_create on this system")
+
+
+def test_mappings_show_the_same_bytes_and_private_ones_keep_theirs(kind):
+    memory = SharedMemory.create(1000)
+    first, second, private = memory.mapped(), memory.mapped(), memory.mapped(private=True)
+    memory.close()
+    first.fill_(7)
+    assert torch.equal(second, first) and torch.equal(private, first)
+    private.fill_(8)
+    assert int(first.sum()) == 7000
+
+
+def test_nothing_has_a_name(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
+    memory = SharedMemory.create(10)
+    assert not list(tmp_path.iterdir())
+    memory.close()
+
+
+def test_buffer_is_used_again_until_it_is_too_small():
+    buffer = GrowingBuffer()
+    tensor, new = buffer.reserve(100_000)
+    assert new and tensor.numel() >= 100_000
+    assert buffer.reserve(100_001) == (tensor, False)
+    larger, new = buffer.reserve(1_000_000)
+    assert new and larger.numel() >= 1_000_000
+
+
+def test_very_large_buffer_is_not_kept(monkeypatch):
+    assert KEPT >= 1 << 28
+    monkeypatch.setattr(shared_memory, "KEPT", 1 << 20)
+    buffer = GrowingBuffer()
+    assert buffer.reserve((1 << 20) + 1)[0].numel() == (1 << 20) + 1
+    buffer.settle()
+    assert buffer.memory is None
+
+
+def test_announced_sizes_are_checked():
+    memory = SharedMemory.create(100)
+    with pytest.raises(ValueError, match="the descriptor has fewer"):
+        SharedMemory.received(os.dup(memory.descriptor), 101)
+    received = ReceivedBuffer()
+    with pytest.raises(ValueError, match="announced"):
+        received.message(1)
+    received.replace(SharedMemory.received(os.dup(memory.descriptor), 100))
+    with pytest.raises(ValueError, match="announced"):
+        received.message(101)
+    memory.close()
+    received.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only memfds can be sealed")
+def test_peer_cannot_shrink_memory_that_is_mapped_here():
+    memory = SharedMemory.create(5000)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.descriptor, 0)
+    memory.close()
