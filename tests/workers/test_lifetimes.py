@@ -91,7 +91,7 @@ def test_killed_agent_takes_the_ranks_along_and_the_client_says_so(start):
     (agent,) = [pid for pid in processes_of(directory) if b"para_core.workers.agent" in _cmdline(pid)]
     os.kill(agent, signal.SIGKILL)
     with pytest.raises(WorkerError, match="agent ended with exit code -9"):
-        group.call("echo", 1)
+        group.call("sleep", 60.0)
     assert not processes_of(directory) and not directory.exists() and not group.alive
 
 
