@@ -99,7 +99,7 @@ def key_beside(address: Path) -> bytes:
 
 
 def main() -> None:
-    settle(None)
+    settle()
     given = arguments()
     sys.path[:0] = given.sys_path
     config = group_config(given)

@@ -33,6 +33,7 @@ class RankWatch:
         self._directory = directory
         self._heartbeat_timeout = heartbeat_timeout
         self._living: dict[int, int] = {}  # pid: rank
+        self._met: set[int] = set()
         self._world_size = world_size
         self._lock = threading.Lock()
 
@@ -41,7 +42,8 @@ class RankWatch:
             pid = self._directory.pid(rank)
             with self._lock:
                 known = pid in self._living
-                if pid is not None and not known and self._is_child(pid):
+                if pid is not None and pid not in self._met and self._is_child(pid):
+                    self._met.add(pid)  # a killed one is not taken up again while it dies
                     self._living[pid] = rank
                     threading.Thread(target=self._await_end, args=(pid, rank), daemon=True).start()
             if known and self._silence(rank) > self._heartbeat_timeout:
@@ -55,9 +57,11 @@ class RankWatch:
 
     def _silence(self, rank: int) -> float:
         try:
-            return time.time() - self._directory.rank_file(rank, "beat").stat().st_mtime
+            # The pid is the newer of the two when the process is: it has not touched the other file yet.
+            touched = max(self._directory.rank_file(rank, kind).stat().st_mtime for kind in ("beat", "json"))
         except FileNotFoundError:
             return 0.0
+        return time.time() - touched
 
     @staticmethod
     def _is_child(pid: int) -> bool:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from .config import GroupConfig
 
 PREFIX = "para_workers_"
 LAST_BYTES = 8192
+UNUSED_AFTER = 600.0  # seconds
 
 
 class GroupDirectory:
-    """key, config.json: the client writes them. rank<n>.json/.beat/.log/.error: rank n. deaths.jsonl, agent.log: the
-    agent. rank0.sock: rank 0. rendezvous, root<n>.json: for the ranks to find each other."""
+    """key, config.json: the client writes them. rank<n>.json (its pid), .beat, .log, .error: rank n. deaths.jsonl,
+    agent.log: the agent. rank0.sock: rank 0. rendezvous, root<n>.json: for the ranks to find each other.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -60,9 +63,6 @@ class GroupDirectory:
             return json.loads(self.rank_file(rank, "json").read_text())["pid"]
         except (FileNotFoundError, ValueError):
             return None
-
-    def write_pid(self, rank: int) -> None:
-        write_private(self.rank_file(rank, "json"), json.dumps({"pid": os.getpid()}).encode())
 
     def add_death(self, rank: int, pid: int, cause: str) -> None:
         with self._deaths.open("a") as file:
@@ -110,7 +110,9 @@ def _remove_if_orphaned(path: Path) -> None:
     """What a client and an agent that were both killed have left."""
     with contextlib.suppress(OSError, ValueError):
         owner = int(path.name.removeprefix(PREFIX).split("_")[0])
-        if path.stat().st_uid == os.getuid() and not _exists(owner):
+        # The owner may live where its pid is not seen (a container); its ranks then touch files all the time.
+        used = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
+        if path.stat().st_uid == os.getuid() and not _exists(owner) and time.time() - used > UNUSED_AFTER:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Signs of life of a rank, every BEAT seconds from a thread: none comes when the process is stopped or hangs."""
+"""Signs of life between the ranks of several machines; on one machine the agent watches them (rank_process.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 
 from torch.distributed import Store
 
@@ -16,23 +15,8 @@ LOST_PEER = 72  # exit code
 logger = logging.getLogger(__name__)
 
 
-def beat(path: Path) -> None:
-    """Touches a file of the group's folder, on which the agent keeps an eye."""
-    path.touch(mode=0o600)
-
-    def touch() -> None:
-        while True:
-            time.sleep(BEAT)
-            try:
-                path.touch(mode=0o600)
-            except OSError:
-                return  # the folder is gone: so will this process be
-
-    threading.Thread(target=touch, name="para-heartbeat", daemon=True).start()
-
-
 class StoreBeats:
-    """Beats by a store that ranks of several machines share; there each rank keeps an eye on the others.
+    """Beats from a thread, by the store that all share; each rank keeps an eye on the others.
 
     A rank that loses one ends, which makes the agents replace all.
     """

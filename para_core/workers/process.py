@@ -7,18 +7,12 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 
-def settle(log: Path | None) -> None:
-    """Ends with its parent, leaves Ctrl-C to it, writes stdout and stderr to log; on SIGUSR1, every stack."""
+def settle() -> None:
+    """Ends with its parent, leaves Ctrl-C to it, and writes every thread's stack on SIGUSR1."""
     threading.Thread(target=_watch, args=(os.getppid(),), name="para-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if log is not None:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
 

@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from .config import GroupConfig, WorkerContext
 from .directory import GroupDirectory, write_private
-from .heartbeat import beat
 from .process import settle
 from .root_store import FileBoard, RootStore
 from .server import Follower, Leader
@@ -75,9 +74,7 @@ def made(service: str, context: WorkerContext) -> object:
 
 def main(path: str) -> None:
     directory, rank = GroupDirectory(path), int(os.environ["RANK"])
-    directory.write_pid(rank)
-    settle(directory.rank_file(rank, "log"))
-    beat(directory.rank_file(rank, "beat"))
+    settle()
     os.chdir(directory.working_directory())
     config = directory.config()
     board = FileBoard(directory.path / f"root{os.environ['TORCHELASTIC_RESTART_COUNT']}.json")

@@ -98,6 +98,53 @@ def test_what_cancelled_raises_passes_through(group):
     assert group.call("echo", 5) == 5
 
 
+def test_call_that_takes_too_long_says_where_the_ranks_are(group):
+    with pytest.raises(WorkerError, match="no answer to sleep within 0.5 s") as caught:
+        group.call("sleep", 60.0, timeout=0.5)
+    assert "services.py" in caught.value.details and "in sleep" in caught.value.details
+    assert group.call("echo", 1) == 1
+
+
+def test_payload_larger_than_ever_and_small_again(group):
+    for count in (10, 3_000_000, 5_000_000, 7):
+        sent = torch.arange(count, dtype=torch.float32)
+        assert torch.equal(group.call("echo", {"x": sent})["x"], sent)
+
+
+def test_stopped_rank_counts_as_lost(start, tmp_path):
+    group = start(heartbeat_timeout=4.0)
+    group.recover = lambda: group.call("load", {"weights": [torch.ones(3)]})
+    group.recover()
+    payload = {"x": torch.ones(3), "harm": harm(tmp_path, (1, signal.SIGSTOP))}
+    begun = time.monotonic()
+    assert group.call("step", payload).tolist() == [5.0] * 3
+    assert time.monotonic() - begun < 60 and group.state()["restarts"] == 1
+    assert "no sign of life for 4 s" in group.state()["ranks"][1]["error"]
+
+
+def test_rank_that_cannot_even_start_is_one_error(start, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('a torch that is none')")
+    with pytest.raises(WorkerError, match="did not start|was lost") as caught:
+        start(environment={"PYTHONPATH": str(tmp_path)})
+    assert "a torch that is none" in str(caught.value)
+
+
+def test_state_shows_each_rank(group):
+    group.call("echo", 1)
+    state = group.state()
+    assert state["address"] == str(group.address)
+    for rank, shown in enumerate(state["ranks"]):
+        assert [shown["rank"], shown["device"], shown["state"]] == [rank, "cpu", "idle"]
+        assert shown["pid"] > 0 and shown["memory_bytes"] > 10_000_000
+
+
+def test_method_that_may_not_be_called(group):
+    with pytest.raises(ValueError, match="'_harm' cannot be called"):
+        group.call("_harm", {})
+    with pytest.raises(WorkerError, match="no method 'absent'"):
+        group.call("absent", {})
+
+
 def test_three_kills_in_a_row_end_in_one_error_and_a_new_group_starts(start, tmp_path):
     group = start(max_restarts=2)
     group.recover = lambda: group.call("load", {"weights": [torch.ones(3)]})

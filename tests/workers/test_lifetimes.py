@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from para_core.workers import Cancelled, WorkerError, WorkerGroup
+from para_core.workers import Cancelled, Shared, WorkerError, WorkerGroup
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -57,7 +58,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 @linux
 def test_only_loopback_is_bound_and_two_groups_live_side_by_side(group, start):
-    other = start(devices=("cpu",) * 3)
+    other = start(devices=("cpu",) * 3, service="workers.services:FarSession")
     assert other.call("info")[:2] == [0, 3] and group.call("info")[:2] == [0, 2]
     assert other.address != group.address
     for directory, count in ((group.address.parent, 2), (other.address.parent, 3)):
@@ -65,6 +66,10 @@ def test_only_loopback_is_bound_and_two_groups_live_side_by_side(group, start):
         assert len(pids) == count + 1
         bound = set().union(*map(listening, pids))
         assert bound and bound <= LOOPBACK
+    payload = [torch.arange(1000.0), torch.ones(5, dtype=torch.int8)]
+    expected = torch.tensor([[499500.0, 5.0]] * 3, dtype=torch.float64)
+    assert torch.equal(other.call("sums", payload), expected), "the third rank receives by broadcast"
+    assert torch.equal(other.call("sums", Shared(payload)), expected)
 
 
 @linux
