@@ -52,8 +52,6 @@ class GroupConfig:
                 f"devices={self.devices} cannot form a group; name one or more of one kind, "
                 'such as ("cuda:0", "cuda:1") or ("cpu", "cpu")'
             )
-        if "cuda" in kinds and len(set(self.devices)) < len(self.devices):
-            raise ValueError(f"devices={self.devices} names a device twice; NCCL needs one device a rank")
         if self.backend not in BACKENDS or (self.backend == "nccl" and "cpu" in kinds):
             raise ValueError(f"backend={self.backend!r} on {sorted(kinds)[0]}; use 'auto', 'gloo', or 'nccl' with CUDA")
         if not SERVICE.fullmatch(self.service):

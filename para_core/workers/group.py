@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from .channel import POLL, ConnectionLost
@@ -22,16 +23,17 @@ from .protocol import Message, Payload
 class WorkerGroup:
     """A group of ranks that stays up between calls; start() or attach() gives one.
 
+    config: as given to start(); of an attached group only its devices are known, one a rank.
     recover: called after a restart, before the interrupted call is sent again or a new one is made. It brings the
     ranks back to the session's state, usually by calls of its own on this group.
     Calls of several threads wait for each other.
     """
 
-    def __init__(self, line: Line, losses: Losses, start_timeout: float, local: LocalGroup | None = None) -> None:
+    def __init__(self, line: Line, losses: Losses, config: GroupConfig, local: LocalGroup | None = None) -> None:
+        self.config = config
         self.recover: Callable[[], None] | None = None
         self._line = line
         self._losses = losses
-        self._start_timeout = start_timeout
         self._local = local
         self._lock = threading.RLock()
         self._recovered: str | None = None  # the incarnation of the ranks that has the session's state
@@ -48,7 +50,7 @@ class WorkerGroup:
         """
         local = LocalGroup(config)
         line = Line(local.directory.socket, local.directory.key())
-        group = cls(line, Losses(local, config.max_restarts), config.start_timeout, local)
+        group = cls(line, Losses(local, config.max_restarts), config, local)
         group._join(cancelled)
         return group
 
@@ -164,14 +166,14 @@ class WorkerGroup:
 
     def _connect(self, look: Patience) -> None:
         """Waits for ranks that start. Raises WorkerError, with the group closed, where they will not come."""
-        deadline = time.monotonic() + self._start_timeout
+        deadline = time.monotonic() + self.config.start_timeout
 
         def wait() -> None:
             look()
             self._or_close(self._losses.check_start)
             if time.monotonic() > deadline:
                 self.close()
-                raise WorkerError(f"the group at {self.address} was not ready within {self._start_timeout:g} s")
+                raise WorkerError(f"the group at {self.address} was not ready within {self.config.start_timeout:g} s")
 
         while not self._line.is_open:
             wait()
@@ -215,8 +217,11 @@ def attach(
         raise ValueError(
             f"no group at {path}: {key.name} is not beside it; start one with torchrun ... --address {path}"
         )
-    group = WorkerGroup(Line(path, key.read_bytes()), Losses(None, max_restarts), start_timeout)
+    config = GroupConfig(("cpu",), "attached:group", start_timeout=start_timeout, max_restarts=max_restarts)
+    line = Line(path, key.read_bytes())
+    group = WorkerGroup(line, Losses(None, max_restarts), config)
     group._join(cancelled)
+    group.config = replace(config, devices=tuple(peer["device"] for peer in line.hello["ranks"]))
     return group
 
 

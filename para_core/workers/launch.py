@@ -26,6 +26,9 @@ class LocalGroup:
                 f"a group of ranks cannot run on {sys.platform}: it needs Unix-domain sockets that pass descriptors; "
                 "use Linux (or WSL), or one device"
             )
+        cuda = [device for device in config.devices if device.startswith("cuda")]
+        if len(set(cuda)) < len(cuda):
+            raise ValueError(f"devices={config.devices} names a device twice; NCCL needs one device a rank")
         self.config = config
         self.directory = GroupDirectory.create(config)
         command = [sys.executable, "-m", f"para_core.{__package__.rpartition('.')[2]}.agent"]

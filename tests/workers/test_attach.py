@@ -49,7 +49,7 @@ def attached(tmp_path_factory):
 
 
 def test_call_reaches_both_machines(attached):
-    assert attached.call("info")[:2] == [0, 2]
+    assert attached.call("info")[:2] == [0, 2] and attached.config.devices == ("cpu", "cpu")
     attached.call("load", {"weights": Shared([torch.full((3,), 2.0)])})
     assert attached.call("step", {"x": torch.ones(3)}).tolist() == [8.0] * 3
     state = attached.state()
