@@ -159,6 +159,5 @@ class Leader(Performer):
             }
             self._connection.send(frame, [self._outbox.memory.descriptor] if new else None)
 
-    def _abandon(self, call: int) -> None:
-        rank, error = self.rounds.first_failure(call)
+    def _abandon(self, rank: int, error: str) -> None:
         self._connection.send({"ok": False, "rank": rank, "error": error, "memory": [], "leaving": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -71,11 +72,11 @@ def formatted(error: BaseException) -> str:
 class FailureWatch:
     """Runs in rank 0: once a rank has reported a failure, the call may take `grace` seconds more.
 
-    A rank that raised inside a collective leaves the others waiting in it. report(call) then tells the client,
+    A rank that raised inside a collective leaves the others waiting in it. report(rank, error) then tells the client,
     and the process ends, so that the agent replaces all ranks.
     """
 
-    def __init__(self, store: dist.Store, grace: float, report: Callable[[int], None]) -> None:
+    def __init__(self, store: dist.Store, grace: float, report: Callable[[int, str], None]) -> None:
         self._store = store
         self._grace = grace
         self._report = report
@@ -103,7 +104,8 @@ class FailureWatch:
             elif time.monotonic() - since > self._grace:
                 with self.lock:
                     if self._call == call:
-                        self._report(call)
+                        # By this thread's own store: the main thread may wait with the other one.
+                        self._report(*json.loads(self._store.get(failure_key(call))))
                         os._exit(ABANDONED)
 
 

@@ -66,11 +66,12 @@ def test_error_on_one_rank_comes_with_its_traceback_and_leaves_the_group_up(grou
     assert group.call("info")[-1] == pid
 
 
-def test_error_on_one_rank_while_another_waits_for_it(group):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_error_on_one_rank_while_another_waits_for_it(group, rank):
     begun = time.monotonic()
-    with pytest.raises(WorkerError, match="rank 1 does not like it") as caught:
-        group.call("fail", {"ranks": [1], "then_reduce": True})
-    assert caught.value.rank == 1 and time.monotonic() - begun < 10
+    with pytest.raises(WorkerError, match=f"rank {rank} does not like it") as caught:
+        group.call("fail", {"ranks": [rank], "then_reduce": True})
+    assert caught.value.rank == rank and time.monotonic() - begun < 10
     assert group.call("echo", 1) == 1
 
 
