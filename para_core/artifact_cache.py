@@ -76,7 +76,7 @@ class ArtifactCache:
         self.num_bytes = total
         self._known = {name: self._entry(name, stat) for name, stat in files.items()}
         temporary = self.folder / f"{MANIFEST}.{os.getpid()}"
-        temporary.write_text(json.dumps(self._known))
+        temporary.write_text(json.dumps({name: digest for name, (*_, digest) in self._known.items()}))
         temporary.replace(self.folder / MANIFEST)
 
     def _open(self) -> None:
@@ -90,23 +90,22 @@ class ArtifactCache:
                 logger.warning("compiled artifacts of %s are discarded: this is %s", other.name, self.folder.name)
                 shutil.rmtree(other, ignore_errors=True)
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
+            manifest = dict(json.loads((self.folder / MANIFEST).read_text()))
         except FileNotFoundError:
             manifest = {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             self.discard("the manifest cannot be read")
             return
         self._check(manifest)
 
-    def _check(self, manifest: dict) -> None:
+    def _check(self, manifest: dict[str, str]) -> None:
         files = self._files()
-        for name, stat in files.items():
-            if name not in manifest:  # of a process that was killed, or still runs
-                continue
-            if list(self._entry(name, stat)) != manifest[name] and self._entry(name, stat)[2] != manifest[name][2]:
-                self.discard(f"{name} is not what was written")
-                return
+        self._known = {name: self._entry(name, stat) for name, stat in files.items()}
         self.num_bytes = sum(stat.st_size for stat in files.values())
+        # What is not in the manifest is of a process that was killed, or still runs.
+        changed = [name for name, (*_, digest) in self._known.items() if manifest.get(name, digest) != digest]
+        if changed:
+            self.discard(f"{changed[0]} is not what was written")
 
     def _entry(self, name: str, stat: os.stat_result) -> tuple[int, int, str]:
         """(size, time of the last change, checksum) of a file; the last is read anew only where the others differ."""

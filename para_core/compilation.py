@@ -156,11 +156,13 @@ class CompileRun:
         self.compiled: list[Compiled] = []
         self.uncompiled: dict[str, int] = {}
         self.num_blocks = 0
+        self._names: set[tuple[str, type]] = set()
         self.watch = CompileWatch(self.tell)
         self._finished = False
 
     def forward_of(self, name: str, block: nn.Module) -> CompiledForward:
         self.num_blocks += 1
+        self._names.add((name, type(block)))
         return CompiledForward(self, name, block)
 
     def note(self, reason: str) -> None:
@@ -209,6 +211,7 @@ class CompileRun:
             len(compilation.compiled),
             sum(one.seconds for one in compilation.compiled),
             self.num_blocks,
+            len(self._names),
             dict(self.uncompiled),
             None if since is None else self.watch.name,
             0.0 if since is None else time.perf_counter() - since,

@@ -23,7 +23,7 @@ class CompileReport:
     """The numbers of one run, and of everything compiled for this model so far.
 
     compiled: in this run, in order. num_compilations, total_seconds: of the model since it was loaded.
-    num_blocks: that the run found to compile. uncompiled: block calls that ran as they are, by reason.
+    num_blocks, num_kinds: that the run found to compile. uncompiled: block calls that ran as they are, by reason.
     compiling: the kind that is being compiled right now, for so many seconds.
     cache_bytes: on disk; None without a directory for artifacts.
     """
@@ -32,6 +32,7 @@ class CompileReport:
     num_compilations: int = 0
     total_seconds: float = 0.0
     num_blocks: int = 0
+    num_kinds: int = 0
     uncompiled: Mapping[str, int] = field(default_factory=dict)
     compiling: str | None = None
     compiling_seconds: float = 0.0

@@ -120,6 +120,9 @@ def test_registry_ships_the_models_and_no_tests(tmp_path):
         "web/fbcache.js",
         "web/fbcache_panel.js",
         "web/fbcache_words.js",
+        "web/node_panels.js",
+        "web/compile.js",
+        "web/compile_panel.js",
         "para_core/demo/models/diffusion_models/para_demo_flux.safetensors",
         "para_core/demo/models/vae/para_demo_taesd.safetensors",
     ):
