@@ -170,6 +170,7 @@ class CompileRun:
 
     def call(self, kind: Kind, block: nn.Module, args: tuple, kwargs: dict):
         """What the block returns, by compiled code; compiled now if it has to be."""
+        args, kwargs = tuple(map(_regular, args)), {name: _regular(value) for name, value in kwargs.items()}
         code, reason = kind.code_for((*args, *kwargs.values()))
         cache = self.compilation.cache
         config = kind.config
@@ -287,6 +288,13 @@ def _size(value: object) -> object:
         return tuple(map(_size, value))
     # Not a host's options, which are dicts.
     return tuple(map(_size, vars(value).values())) if hasattr(value, "__dict__") and not callable(value) else None
+
+
+def _regular(value: object) -> object:
+    """A contiguous tensor with its shape's strides: torch guards those of dims of size 1, which are arbitrary."""
+    if isinstance(value, Tensor) and 1 in value.shape and value.is_contiguous():
+        return value.view(-1).view(value.shape)
+    return value
 
 
 def _cloned(result):

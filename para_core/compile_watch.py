@@ -24,6 +24,7 @@ class CompileWatch:
         self.name: str | None = None
         self._tell, self._thread, self._watching = tell, 0, False
         self._seconds: list[float] = []
+        self._over = threading.Event()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -69,20 +70,19 @@ class CompileWatch:
             return
         self.since = time.perf_counter()
         self._tell()
-        threading.Thread(target=self._tick, args=(self.since,), daemon=True).start()
+        self._over = threading.Event()
+        threading.Thread(target=self._tick, args=(self._over,), daemon=True).start()
 
     def _ended(self, _) -> None:
         if self.since is None or threading.get_ident() != self._thread:
             return
         self._seconds.append(time.perf_counter() - self.since)
         self.since = None
+        self._over.set()
         self._tell()
 
-    def _tick(self, since: float) -> None:
-        while True:
-            time.sleep(TICK)
-            if self.since != since:
-                return
+    def _tick(self, over: threading.Event) -> None:
+        while not over.wait(TICK):
             self._tell()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,16 @@ def test_blocks_that_are_built_differently_are_kinds_of_their_own():
 def test_owners_share_nothing_and_forget_with_the_owner():
     assert len(call(eager(), Toy(), (2, 3, 4)).compiled) == 1
     assert len(call(eager(), Toy(), (2, 3, 4)).compiled) == 1
+
+
+def test_compiled_code_goes_with_its_owner():
+    compilation, model = eager(), Toy()
+    call(compilation, model, (2, 3, 4), (2, 5, 4))
+    (kind,) = compilation._kinds.values()
+    gone = [weakref.ref(kept) for kept in (compilation, kind, kind._by_size["any"])]
+    del compilation, kind, model
+    gc.collect()
+    assert [kept() for kept in gone] == [None] * len(gone)
 
 
 def test_a_forward_that_another_library_replaced_is_left_and_named():

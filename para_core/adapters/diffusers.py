@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager
 
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks import HookRegistry, ModelHook
@@ -20,12 +19,12 @@ from ..families import family_of
 from ..first_block import Step
 from ..quantization import rounding_of
 from ..residual_cache import CacheConfig, alone
+from .diffusers_calls import Pipe, around_calls
 from .diffusers_parallel import HOOK as PARALLEL_HOOK
 
 logger = logging.getLogger(__name__)
 
 HOOK = "para_accelerate_fbcache"
-Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
 
 
 class ContextName(StateManager):
@@ -151,17 +150,9 @@ def apply_cache_on_pipe(
     if getattr(pipe, "transformer", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no transformer; the cache is for diffusion transformers.")
     family_of(pipe.transformer)
-    base = getattr(type(pipe), "para_base", type(pipe))
 
-    signature = inspect.signature(base.__call__)
+    def around(pipe: DiffusionPipeline, arguments: dict) -> AbstractContextManager:
+        num_steps = len(arguments.get("sigmas") or ()) or arguments.get("num_inference_steps", 0)
+        return cache_run(pipe.transformer, config, num_steps=num_steps, listener=listener)
 
-    def call(self, *args, **kwargs):
-        given = signature.bind(self, *args, **kwargs)
-        given.apply_defaults()
-        num_steps = len(given.arguments.get("sigmas") or ()) or given.arguments.get("num_inference_steps", 0)
-        with cache_run(self.transformer, config, num_steps=num_steps, listener=listener):
-            return base.__call__(self, *args, **kwargs)
-
-    # A class of its own for this one object: special methods are looked up on the class, not on the instance.
-    pipe.__class__ = type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__, "para_base": base})
-    return pipe
+    return around_calls(pipe, "fbcache", around)

@@ -5,6 +5,9 @@ Mostly with the backend "eager", which traces and guards like the others but gen
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tiny_models import FLUX, add_lora, build, conditioning, fbcache, flux_control, relative, sample
@@ -174,6 +177,19 @@ def test_controlnet_residuals_compile_nothing_again(model, warm):
     assert relative(expected, sample(model, FLUX)) > 0.05
     assert torch.equal(sample(warm, FLUX, positive=positive), expected)
     assert report_of(warm).num_compilations == before
+
+
+def test_compiled_code_goes_with_the_model():
+    from para_core.adapters import comfy_compile
+
+    model = build(FLUX)
+    patcher = compiled(model, dynamic="on")
+    sample(patcher, FLUX, steps=1)
+    compilation = weakref.ref(comfy_compile._compilations[model.model.diffusion_model].popitem()[1])
+    assert compilation() is not None
+    del model, patcher
+    gc.collect()
+    assert compilation() is None
 
 
 def test_an_unknown_model_is_refused_for_blocks_before_sampling(model):
