@@ -170,7 +170,7 @@ class CompileRun:
 
     def call(self, kind: Kind, block: nn.Module, args: tuple, kwargs: dict):
         """What the block returns, by compiled code; compiled now if it has to be."""
-        args, kwargs = tuple(map(_regular, args)), {name: _regular(value) for name, value in kwargs.items()}
+        args, kwargs = tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
         code, reason = kind.code_for((*args, *kwargs.values()))
         cache = self.compilation.cache
         config = kind.config
@@ -290,11 +290,13 @@ def _size(value: object) -> object:
     return tuple(map(_size, vars(value).values())) if hasattr(value, "__dict__") and not callable(value) else None
 
 
-def _regular(value: object) -> object:
-    """A contiguous tensor with its shape's strides: torch guards those of dims of size 1, which are arbitrary."""
-    if isinstance(value, Tensor) and 1 in value.shape and value.is_contiguous():
-        return value.view(-1).view(value.shape)
-    return value
+def _plain(value: object) -> object:
+    """A tensor without what torch guards although it means nothing: the base of a view, strides of dims of size 1."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_inference():  # a view of it remembers no base, and what a block writes still arrives
+        return value.view(-1).view(value.shape) if 1 in value.shape and value.is_contiguous() else value
+    return value.clone(memory_format=torch.contiguous_format) if value._is_view() else value
 
 
 def _cloned(result):
