@@ -199,8 +199,14 @@ def test_an_unknown_model_is_refused_for_blocks_before_sampling(model):
         compiled(other)
 
 
-def test_without_a_compiler_the_model_runs_uncompiled_only_if_allowed(model, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+def test_without_a_compiler_the_model_runs_uncompiled_only_if_allowed(model):
+    from torch._inductor import config
+
+    with config.patch("cpp.cxx", (None, "no-such-compiler")):
+        _uncompiled_only_if_allowed(model)
+
+
+def _uncompiled_only_if_allowed(model):
     with pytest.raises(ValueError, match="^no C\\+\\+ compiler was found; install one .*; or set allow_uncompiled"):
         compiled(model, backend="inductor")
     patcher = compiled(model, backend="inductor", allow_uncompiled=True)
