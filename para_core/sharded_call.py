@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .families import Attention, BlockStack, ModelFamily, Sharding
@@ -121,7 +122,15 @@ class ShardedCall:
                     split = self._splits[("img",)]
                     # They may be about the first image tokens only.
                     low, high = (min(end, residual.shape[1]) for end in (split.start, split.start + split.length))
-                    residuals[index] = residual[:, low:high]
+                    residuals[index] = self._padded(stack, residual[:, low:high])
+
+    def _padded(self, stack: BlockStack, residual: Tensor) -> Tensor:
+        """Where the image is in front of the text, the host adds to as many tokens as the image has on all ranks."""
+        stream = stack.stream_with("img")
+        if stream.holds[-1] == "img":
+            return residual
+        added = min(self._splits[("img",)].total, self._splits.layout(stream.holds).length)
+        return torch.nn.functional.pad(residual, (0, 0, 0, added - residual.shape[1]))
 
     def _mask(self, names: tuple[str, ...], mask: Tensor) -> Tensor:
         """The mask with the keys in the order in which the ranks hold them, and its rows too where it has several."""

@@ -112,6 +112,8 @@ def test_joint_mask_with_rows_is_split(compare_tokens, mesh):
 
 @pytest.mark.parametrize("name", ["hunyuan_video", "lens", "qwen_image", "mage_flow"])
 def test_text_mask_is_split(compare_tokens, name):
+    if name == "qwen_image" and host_version() < (0, 33):
+        pytest.skip("ComfyUI 0.3 leaves the text mask of Qwen-Image out")
     mask = torch.ones(1, 9, dtype=torch.long)
     mask[:, 6:] = 0
     compare_tokens(name, RING, {"num_tokens": (9, 9)}, attention_mask=mask.bool() if name == "lens" else mask)
