@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_fbcache import apply_fbcache
-from ..para_core.residual_cache import DECISIONS, MAX_ORDER, CacheConfig
+from ..para_core.residual_cache import DECISIONS, DEVICES, MAX_ORDER, CacheConfig
 from .events import send_report
 
 
@@ -87,6 +87,14 @@ class FBCachePatcher(io.ComfyNode):
                     step=0.1,
                     tooltip="Instead of a threshold (leave that at -1): how many times fewer blocks to run, for "
                     "example 2. Higher: faster, further from the original. 0: use the threshold.",
+                ),
+                io.Combo.Input(
+                    "residual_device",
+                    optional=True,
+                    options=list(DEVICES),
+                    default="model",
+                    tooltip="Where results are kept between steps. model: on the model's device. cpu: in CPU memory, "
+                    "which frees memory of the GPU and costs a copy at each step; the picture is the same.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model, sampling with the cache.")],

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .extrapolation import fitted_weights, newton_weights, relative_error
-from .residual_cache import CacheConfig, Reduce, ResidualCache, alike, alone, combined
+from .kept_residual import KeptResidual, combined, kind_of
+from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
 
 Products = list[list[float]]
 
@@ -26,7 +27,8 @@ class PredictedCache(ResidualCache):
       computed steps where they extrapolated. Half of the difference, each step by its width, is added to its output,
       which brings the sampler back to where it would have been.
 
-    What is compared is a sample of at most SAMPLE values of each residual; `rest` alone is kept whole.
+    What is compared is a sample of at most SAMPLE values of each residual, always where the model is; `rest` alone is
+    kept whole.
     """
 
     SAMPLE = 2**20
@@ -49,7 +51,7 @@ class PredictedCache(ResidualCache):
     def measure(self, first: Tensor) -> Tensor | None:
         """Inner products of this step's sample with the computed ones', and of the last computed step's rest."""
         sample = self._sample(first)
-        if not self._first_samples or not alike(sample, self._first_samples[0]):
+        if not self._first_samples or kind_of(sample) != kind_of(self._first_samples[0]):
             self._weights = []
             return None
         products = _products(sample, self._first_samples).flatten()
@@ -89,7 +91,7 @@ class PredictedCache(ResidualCache):
 
     def remember(self, first: Tensor, rest: Tensor | None, at: float, width: float) -> Tensor | None:
         self.num_consecutive_hits = 0
-        comparable = rest is not None and self._rests and alike(rest, self._rests[0])
+        comparable = rest is not None and self._rests and kind_of(rest) == self._rests[0].kind
         correction = self._correction(rest, at, width) if comparable and self._hits else None
         rest_sample = None if rest is None else self._sample(rest)
         if comparable and len(self._weights) == len(self._rests) > self._order:
@@ -113,7 +115,7 @@ class PredictedCache(ResidualCache):
             known = newton_weights([at, *times], hit_at, max(self._order, 1))
             for number, (better, used) in enumerate(zip(known, [0.0, *weights], strict=True)):
                 total[number] += share * (better - used)
-        correction = combined(total, [rest, *rests])
+        correction = combined(total, [KeptResidual(rest), *rests])
         squares = torch.stack([self._sample(tensor).float().square().sum() for tensor in (correction, rest)])
         size, of_rest = self._reduce(squares).sqrt()
         return correction * (self.MAX_CORRECTION * of_rest / size).nan_to_num(0.0).clamp(max=1.0).to(correction.dtype)
@@ -127,7 +129,7 @@ class PredictedCache(ResidualCache):
     @property
     def num_bytes(self) -> int:
         own = [sample for sample in (*self._first_samples, *self._rest_samples) if sample is not None]
-        shared = {rest.untyped_storage().data_ptr() for rest in self._rests}
+        shared = {rest.held.untyped_storage().data_ptr() for rest in self._rests}
         samples = sum(t.numel() * t.element_size() for t in own if t.untyped_storage().data_ptr() not in shared)
         return super().num_bytes + samples
 

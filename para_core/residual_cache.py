@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .extrapolation import newton_weights
+from .kept_residual import KeptResidual, combined, kind_of
 
 DECISIONS = ("first_block", "prediction")
+DEVICES = ("model", "cpu")
 MAX_ORDER = 2
 Reduce = Callable[[Tensor], Tensor]
 
@@ -33,6 +35,7 @@ class CacheConfig:
     decision: "first_block" asks how much the first block's residual has changed since the last computed step;
         "prediction" asks how wrong the continued residual is (see `PredictedCache`).
     target_speedup: instead of a threshold, the share of block calls to save, as 1 / (1 - share); 0: not used.
+    residual_device: where residuals are kept between steps: "model", where the model is, or "cpu", in CPU memory.
     """
 
     residual_diff_threshold: float | None = None
@@ -43,6 +46,7 @@ class CacheConfig:
     order: int = 0
     decision: str = "first_block"
     target_speedup: float = 0.0
+    residual_device: str = "model"
 
     def __post_init__(self) -> None:
         threshold = self.residual_diff_threshold
@@ -64,6 +68,8 @@ class CacheConfig:
             raise ValueError(f"order is {self.order}; allowed are 0 (repeat), 1 (straight line) and 2 (parabola).")
         if self.decision not in DECISIONS:
             raise ValueError(f'decision is "{self.decision}"; allowed are {" and ".join(DECISIONS)}.')
+        if self.residual_device not in DEVICES:
+            raise ValueError(f'residual_device is "{self.residual_device}"; allowed are {" and ".join(DEVICES)}.')
         if self.target_speedup and not (math.isfinite(self.target_speedup) and self.target_speedup >= 1):
             raise ValueError(f"target_speedup is {self.target_speedup}; allowed is 1 or more. Use 0 for a threshold.")
         if self.target_speedup and threshold is not None:
@@ -89,9 +95,10 @@ class ResidualCache:
         self.num_consecutive_hits = 0
         self._reduce = reduce
         self._order = config.order
+        self._in_host = config.residual_device == "cpu"
         self._times: list[float] = []  # of the computed steps, newest first
-        self._rests: list[Tensor] = []
-        self._first: Tensor | None = None
+        self._rests: list[KeptResidual] = []
+        self._first: KeptResidual | None = None
         self._first_sum_abs: Tensor | None = None
 
     def measure(self, first: Tensor) -> Tensor | None:
@@ -101,9 +108,9 @@ class ResidualCache:
         None when there is nothing to compare with: nothing remembered yet, or another size, dtype or device.
         """
         previous = self._first
-        if previous is None or not alike(first, previous):
+        if previous is None or kind_of(first) != previous.kind:
             return None
-        return torch.stack(((first - previous).abs_().sum(dtype=torch.float32), self._first_sum_abs))
+        return torch.stack(((first - previous.tensor()).abs_().sum(dtype=torch.float32), self._first_sum_abs))
 
     def figures(self, first: Tensor) -> Tensor:
         """What `measure` gives, in the same length on every rank: NaN where this one cannot compare, which makes the
@@ -147,13 +154,13 @@ class ResidualCache:
         Returns what is to be added to this step's output, in the shape of rest, or None.
         """
         self.num_consecutive_hits = 0
-        self._first = first
+        self._first = KeptResidual(first, in_host=self._in_host)
         self._first_sum_abs = first.abs().sum(dtype=torch.float32)
         self._keep(rest, at)
         return None
 
     def _keep(self, rest: Tensor | None, at: float) -> None:
-        if rest is None or (self._rests and not alike(rest, self._rests[0])):
+        if rest is None or (self._rests and kind_of(rest) != self._rests[0].kind):
             self._times, self._rests = [], []
         if rest is None:
             return
@@ -161,29 +168,13 @@ class ResidualCache:
             place = self._times.index(at)
             del self._times[place], self._rests[place]
         self._times = [at, *self._times][: self._order + 1]
-        self._rests = [rest, *self._rests][: self._order + 1]
+        self._rests = [KeptResidual(rest, in_host=self._in_host), *self._rests][: self._order + 1]
 
     def _forget(self) -> None:
         self._times, self._rests, self._first = [], [], None
 
     @property
     def num_bytes(self) -> int:
-        """Held for residuals."""
-        held = [*self._rests, *([] if self._first is None else [self._first])]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two residuals can be compared."""
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-
-
-def combined(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """The weighted sum, in the tensors' dtype, added up in float32; the newest tensor itself where only it counts."""
-    if not any(weights[1:]) and weights[0] == 1:
-        return tensors[0]
-    total = tensors[0].float() * weights[0]
-    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
-        if weight:
-            total.add_(tensor, alpha=weight)
-    return total.to(tensors[0].dtype)
+        """Held for residuals, wherever they are kept."""
+        kept = [*self._rests, *([] if self._first is None else [self._first])]
+        return sum(residual.held.numel() * residual.held.element_size() for residual in kept)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from para_core import kept_residual
 from para_core.predicted_cache import PredictedCache
 from para_core.residual_cache import CacheConfig, ResidualCache
 
@@ -148,6 +149,40 @@ def test_large_residuals_are_compared_by_a_sample():
     assert estimate(cache, 1.1 * first, 0.9) == pytest.approx(0.1 / 1.1, rel=1e-3)
 
 
+def continued(kind, residual_device, device="cpu"):
+    """(results of three reused steps and a computed one behind them, the cache)."""
+    cache = kind(CacheConfig(order=2, residual_device=residual_device))
+    generator, results = torch.Generator().manual_seed(0), []
+    for at in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
+        first, rest = (torch.randn(1, 5, 3, generator=generator).to(device) for _ in range(2))
+        estimate(cache, first, at)
+        results.append(cache.reuse(at, 0.1) if 0.5 < at < 0.75 else cache.remember(first, rest, at, 0.1))
+    return [result for result in results if result is not None], cache
+
+
+@BOTH
+def test_residuals_in_cpu_memory_are_copied_there_and_fetched_for_use(kind, monkeypatch):
+    """A CPU has no other memory to copy from, so the copies are made to show here."""
+    expected, _ = continued(kind, "model")
+    away, home = [], []
+    monkeypatch.setattr(kept_residual, "to_host", lambda residual: away.append(residual) or -residual)
+    monkeypatch.setattr(kept_residual, "to_device", lambda held, device: home.append(device) or -held)
+    found, _ = continued(kind, "cpu")
+    assert len(away) == (8 if kind is ResidualCache else 4), "of each computed step the residuals that are kept whole"
+    assert home and set(home) == {torch.device("cpu")}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@BOTH
+def test_residuals_of_a_gpu_are_kept_in_cpu_memory(kind):
+    expected, _ = continued(kind, "model", "cuda")
+    found, cache = continued(kind, "cpu", "cuda")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert {residual.held.device.type for residual in cache._rests} == {"cpu"}
+    assert {result.device.type for result in found} == {"cuda"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -161,6 +196,7 @@ def test_large_residuals_are_compared_by_a_sample():
         ({"warmup_steps": -1}, r"^warmup_steps is -1; allowed are whole numbers from 0"),
         ({"max_consecutive_hits": 1.5}, r"^max_consecutive_hits is 1.5; allowed are whole numbers from 0"),
         ({"order": 3}, r"^order is 3; allowed are 0"),
+        ({"residual_device": "disk"}, r'^residual_device is "disk"; allowed are model and cpu'),
         ({"decision": "luck"}, r'^decision is "luck"; allowed are first_block and prediction'),
         ({"target_speedup": 0.5}, r"^target_speedup is 0.5; allowed is 1 or more. Use 0 for a threshold"),
         (

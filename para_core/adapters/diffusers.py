@@ -130,6 +130,7 @@ def apply_cache_on_pipe(
     order: int = 0,
     decision: str = "first_block",
     target_speedup: float = 0.0,
+    residual_device: str = "model",
     listener: Callable[[RunReport], None] | None = None,
 ) -> Pipe:
     """Make every later call of this pipeline object sample with the first-block cache, and return it.
@@ -146,6 +147,7 @@ def apply_cache_on_pipe(
         order=order,
         decision=decision,
         target_speedup=target_speedup,
+        residual_device=residual_device,
     )
     if getattr(pipe, "transformer", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no transformer; the cache is for diffusion transformers.")
