@@ -14,7 +14,7 @@ import torch.distributed as dist
 from .shared_memory import ReceivedBuffer, SharedMemory
 from .status import Status, failure_key
 
-PATIENCE = timedelta(seconds=60)  # of one wait; then it is begun again
+PATIENCE = timedelta(days=1)  # of one wait, begun again then; each that ends leaves warnings in the log
 CHUNK = 1 << 28  # bytes broadcast at once
 
 
