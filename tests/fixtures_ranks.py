@@ -23,3 +23,13 @@ def gloo_ranks() -> Iterator[Callable[..., GlooRanks]]:
     yield group
     for found in groups.values():
         found.close()
+
+
+@pytest.fixture(scope="session")
+def groups(comfy):
+    """The processes that the launcher's tests share, two ranks on the CPU; started by the first that samples."""
+    from para_core.adapters.comfy_groups import Groups
+
+    groups = Groups()
+    yield groups
+    groups.close()

@@ -20,7 +20,7 @@ BELOW_ADAPTERS |= {"para_core.parallel_vae", "para_core.workers"}
 # The longest prefix decides. packages: what may be imported from outside; parts: what of the pack.
 RULES = {
     "__init__.py": (set(), {"nodes"}),
-    "nodes/": ({"torch", "PIL"} | HOST, {"nodes", "para_core"}),
+    "nodes/": ({"torch", "PIL", "aiohttp"} | HOST, {"nodes", "para_core"}),
     "para_core": ({"torch"}, {"para_core.CORE", "para_core.families"}),
     "para_core/plot.py": ({"PIL"}, {"para_core.CORE"}),
     "para_core/quantization.py": ({"torch", "torchao", "bitsandbytes"}, {"para_core.CORE", "para_core.families"}),

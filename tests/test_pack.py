@@ -19,6 +19,8 @@ NODES = {
     "ParaFP8Quantize",
     "ParaFP8QuantizeCLIP",
     "ParaCompileModel",
+    "ParaContextParallelLauncher",
+    "ParaParallelVAEDecode",
     "ParaAccelerationReport",
     "ParaDemoPrompt",
 }

@@ -1,0 +1,62 @@
+"""Parallel VAE Decode: an image or a video decoded on several devices at once."""
+
+import comfy.model_management
+from comfy_api.latest import io
+
+from ..para_core.adapters.comfy_parallel_vae import parallel_vae_decode
+from ..para_core.parallel_config import BACKENDS, ParallelConfig, chosen_devices
+from .rank_events import GROUPS, say_on_node
+
+
+class ParallelVAEDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ParaParallelVAEDecode",
+            display_name="Parallel VAE Decode",
+            category="para",
+            description="Decodes one image or video on several GPUs: each computes a part of the picture, without "
+            "seams. Uses the processes of a Context-Parallel Launcher with the same devices.",
+            search_aliases=["multi gpu", "vae decode", "distributed vae", "tiled"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The latent to decode."),
+                io.Vae.Input("vae", tooltip="The VAE that decodes it."),
+                io.Int.Input(
+                    "num_devices",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="How many devices decode together. More: faster and less memory on each. 0: all of this "
+                    "machine. 1: decodes as VAE Decode does.",
+                ),
+                io.String.Input("devices", default="", tooltip="Which ones, for example 0, 1. Empty: the first ones."),
+                io.Combo.Input(
+                    "backend",
+                    options=list(BACKENDS),
+                    default="auto",
+                    tooltip="How the processes talk: nccl between GPUs, gloo between CPUs. auto: by device.",
+                ),
+                io.String.Input(
+                    "attach_to",
+                    default="",
+                    tooltip="Address (a socket file) of a group that you started yourself with torchrun. Empty: the "
+                    "node starts one here.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The decoded image, or the frames of the video.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, samples, vae, num_devices, devices, backend, attach_to) -> io.NodeOutput:
+        address, latent = attach_to.strip(), samples["samples"]
+        if getattr(latent, "is_nested", False):
+            latent = latent.unbind()[0]
+        chosen = () if address else chosen_devices(num_devices, devices, comfy.model_management.get_torch_device())
+        if len(chosen) == 1:
+            say_on_node(cls.hidden.unique_id, "One device: decoded as VAE Decode does.")
+            images = vae.decode(latent)
+        else:
+            config = ParallelConfig(chosen, backend=backend, attach_to=address)
+            images = parallel_vae_decode(vae, latent, config, GROUPS.session)
+        return io.NodeOutput(images.flatten(0, -4) if images.ndim == 5 else images)

@@ -1,0 +1,140 @@
+"""ComfyUI: a MODEL whose forward runs on a group of ranks, the sampler and everything around it as ever."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.sampler_helpers
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+from torch import Tensor
+
+from ..attention import MeshShape, choose_mesh
+from ..families import family_of
+from ..parallel_config import ParallelConfig
+from ..sharded_call import sharding_obstacle
+from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
+from .comfy_quantized_linear import QuantizedLinear
+from .comfy_session import Session
+from .comfy_stand_in import DIFFUSION_MODEL, twin_of
+
+logger = logging.getLogger(__name__)
+NAME = "parallel"
+HEADS = ("num_heads", "n_heads", "n_local_heads", "heads", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class ParallelOption:
+    """What the Context-Parallel Launcher leaves on a MODEL.
+
+    num_heads: of its attention. session: the one of the group for a config, started where there is none yet.
+    listener: told in words what a run uses.
+    """
+
+    config: ParallelConfig
+    num_heads: int
+    session: Callable[[ParallelConfig], Session]
+    listener: Callable[[str], None] | None = None
+
+    def mesh(self, world_size: int, num_rows: int) -> MeshShape:
+        """How the ranks share a call of so many rows. Raises ValueError for degrees that the model does not allow."""
+        return choose_mesh(world_size, num_heads=self.num_heads, num_rows=num_rows, request=self.config.mesh)
+
+
+def apply_parallel(
+    model: ModelPatcher,
+    config: ParallelConfig,
+    session: Callable[[ParallelConfig], Session],
+    *,
+    listener: Callable[[str], None] | None = None,
+) -> ModelPatcher:
+    """A clone of `model` that samples on the devices of `config`; `model` itself is not changed.
+
+    Starts nothing: the group starts with the first sampling run. Raises ValueError for a model that cannot be spread,
+    and for a mesh that does not fit it.
+    """
+    diffusion_model = diffusion_model_of(model.model)
+    family = family_of(diffusion_model)
+    if (obstacle := sharding_obstacle(diffusion_model, family)) is not None:
+        raise ValueError(
+            f"{type(diffusion_model).__name__} cannot run on several devices: {obstacle}. "
+            "Bypass the Context-Parallel Launcher for this model."
+        )
+    blocks = [block for stack in family.stacks for block in stack.blocks_in(diffusion_model)]
+    option = ParallelOption(config, num_heads_of(blocks), session, listener)
+    if config.devices:
+        option.mesh(len(config.devices), 2 * len(config.devices))
+    return attach(model, NAME, option, {WRAPPERS.OUTER_SAMPLE: _outer_sample})
+
+
+def parallel_option(model: ModelPatcher) -> ParallelOption | None:
+    """What the launcher left on this MODEL, or None."""
+    return option_of(model, NAME)
+
+
+def num_heads_of(blocks: list) -> int:
+    """Attention heads of a model's blocks, by what their attention modules call it; 1 where none says."""
+    for module in (module for block in blocks for module in block.modules()):
+        for name in HEADS:
+            if isinstance(found := getattr(module, name, None), int):
+                return found
+    return 1
+
+
+def _outer_sample(executor, noise, *args, **kwargs):
+    """Let the run sample with a twin of the MODEL whose forward the ranks compute."""
+    guider = executor.class_obj
+    model: ModelPatcher = guider.model_patcher
+    option: ParallelOption = option_of(guider, NAME)
+    _refuse(model)
+    session = option.session(option.config)
+    mesh = option.mesh(session.world_size, _num_rows(guider, noise))
+    # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
+    comfy.model_management.unload_model_and_clones(model, unload_additional_models=False)
+    names = session.prepare(model)
+    twin = session.twin = twin_of(model, session.forward)
+    twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
+    memory, _ = comfy.sampler_helpers.estimate_memory(twin, noise.shape, guider.conds)
+    session.start_run({**names, "mesh": list(mesh.sizes), "memory": memory / mesh.world_size})
+    session.mesh = str(mesh)
+    logger.info("Context parallel on %s ranks: %s", mesh.world_size, mesh)
+    if option.listener is not None:
+        option.listener(f"{mesh.world_size} ranks: {mesh}")
+    guider.model_patcher = twin
+    try:
+        return executor(noise, *args, **kwargs)
+    finally:
+        guider.model_patcher = model
+        session.end_run(keep=option.config.keep_loaded)
+
+
+def _num_rows(guider: object, noise: Tensor) -> int:
+    """Rows of a model call, as far as can be known: the host batches conditionings of equal shapes."""
+    shapes = {
+        name: [getattr(cond.get("cross_attn"), "shape", None) for cond in found] for name, found in guider.conds.items()
+    }
+    together = getattr(guider, "cfg", 1.0) != 1.0 and shapes.get("positive") == shapes.get("negative", ())
+    return noise.shape[0] * (2 if together else 1)
+
+
+def _refuse(model: ModelPatcher) -> None:
+    """Raise ValueError for what is on the MODEL that the ranks could not do."""
+    foreign = [
+        name
+        for name, found in model.object_patches.items()
+        if name.startswith(DIFFUSION_MODEL) and not isinstance(found, QuantizedLinear)
+    ]
+    reasons = {
+        f"another node exchanges parts of the model ({', '.join(foreign[:3])})": foreign,
+        "a scheduled LoRA or another weight hook changes it while sampling": model.hook_patches,
+        "another node injects code into it": model.injections,
+        "MultiGPU CFG Split shares it out already": model.additional_models.get("multigpu"),
+    }
+    for reason, found in reasons.items():
+        if found:
+            raise ValueError(
+                f"{reason}, which the Context-Parallel Launcher cannot do. Remove it, or bypass the launcher."
+            )

@@ -1,0 +1,127 @@
+"""ComfyUI on a rank: builds the models that the server has, and runs their forward for it.
+
+Runs in a process of its own, where nothing of ComfyUI is imported before `configure` has said with which arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from ..attention import AXES, MeshShape, RankMesh
+from ..mesh_ranks import MeshRanks
+from ..parallel_vae import parallel_decode
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+class Service:
+    """What a rank does when the server asks; every method runs on all ranks with the same payload."""
+
+    def __init__(self, context) -> None:
+        """context: the rank's place in the group (rank, world_size, device), as para_core.workers gives it."""
+        self.context = context
+        self._models: dict[str, ModelPatcher] = {}
+        self._variants: dict[tuple[str, str], ModelPatcher] = {}
+        self._meshes: dict[tuple[int, int, int], RankMesh] = {}
+        self._vae: tuple[str, ModelPatcher] | None = None
+        self._run = None
+
+    def configure(self, payload: Mapping) -> None:
+        """Take over the server's command line, and import ComfyUI. arguments: its pickled namespace, as a dict."""
+        if "comfy.model_management" in sys.modules:
+            return
+        from comfy.cli_args import args
+
+        vars(args).update(pickle.loads(payload["arguments"]))
+        args.cpu = self.context.device.type == "cpu"
+        if self.context.device.type == "cuda":
+            torch.cuda.set_device(self.context.device)
+        import comfy.model_management  # noqa: F401
+        import comfy.sd  # noqa: F401
+
+    def load(self, payload: Mapping) -> None:
+        """Build a model under the id that the server gives it: by its loader's recipe, or from a packed module."""
+        from .comfy_rank_models import from_module, from_recipe
+
+        if payload["model"] in self._models:
+            return
+        if payload["recipe"] is not None:
+            found = from_recipe(payload["recipe"])
+        else:
+            found = from_module(payload["module"], payload["tensors"], self.context.device)
+        self._models[payload["model"]] = found
+
+    def load_vae(self, payload: Mapping) -> None:
+        """Take over the model of a VAE, in the place of the one before."""
+        from .comfy_rank_models import from_module
+
+        self._vae = payload["model"], from_module(payload["module"], payload["tensors"], self.context.device)
+
+    def decode_vae(self, payload: Mapping) -> dict:
+        """Decode a latent on all ranks; rank 0 returns all of it."""
+        import comfy.model_management
+
+        from .comfy_travel import received
+
+        name, patcher = self._vae
+        assert name == payload["model"]
+        comfy.model_management.load_models_gpu([patcher])
+        options = {name: received(value) for name, value in payload["options"].items()}
+        decode = functools.partial(patcher.model.diffusion_model.decode, **options)
+        return {"images": parallel_decode(decode, payload["samples"], destination=0)}
+
+    def patch(self, payload: Mapping) -> None:
+        """Make a variant of a loaded model: with quantized weights, then with LoRAs; others of its kind are dropped."""
+        from .comfy_rank_models import with_patches
+
+        name = payload["model"], payload["variant"]
+        if name not in self._variants:
+            for other in [key for key in self._variants if key[0] == name[0]]:
+                del self._variants[other]
+            self._variants[name] = with_patches(self._models[name[0]], payload)
+
+    def begin(self, payload: Mapping) -> None:
+        """Start a sampling run: load the variant onto this rank's device, and set the run's accelerations up."""
+        from .comfy_rank_run import RankRun
+
+        self.end({})
+        patcher = self._variants[payload["model"], payload["variant"]]
+        self._run = RankRun(patcher, payload, MeshRanks(self._mesh(tuple(payload["mesh"]))))
+
+    def forward(self, payload: Mapping) -> dict:
+        """One model call; every rank returns its whole output."""
+        return self._run.forward(payload)
+
+    def _mesh(self, sizes: tuple[int, int, int]) -> RankMesh:
+        """The mesh of these sizes; its process groups are made once."""
+        if sizes not in self._meshes:
+            alone = MeshShape(*sizes).world_size == 1
+            made = None if alone else init_device_mesh(self.context.device.type, sizes, mesh_dim_names=AXES)
+            self._meshes[sizes] = RankMesh() if alone else RankMesh.of(made)
+        return self._meshes[sizes]
+
+    def end(self, payload: Mapping) -> None:
+        """End the run; with keep False, free this rank's device too."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
+        if not payload.get("keep", True):
+            self.unload(payload)
+
+    def unload(self, payload: Mapping) -> None:
+        """Free this rank's device; with forget True also the models themselves."""
+        import comfy.model_management
+
+        self.end({})
+        comfy.model_management.unload_all_models()
+        if payload.get("forget"):
+            self._models, self._variants = {}, {}
+        comfy.model_management.soft_empty_cache()

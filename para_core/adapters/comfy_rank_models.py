@@ -1,0 +1,67 @@
+"""ComfyUI on a rank: a model as the server has it, from its loader's recipe or from the module itself."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Mapping
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..quantization import SCHEMES, QuantizedWeight
+from .comfy_quantization import with_quantized_weights
+from .comfy_travel import unpack
+
+
+class Holder(nn.Module):
+    """What a bare diffusion model needs around it so that the host's ModelPatcher finds it under its usual names."""
+
+    def __init__(self, diffusion_model: nn.Module) -> None:
+        super().__init__()
+        self.diffusion_model = diffusion_model
+
+    def get_dtype(self) -> torch.dtype:
+        return next(self.diffusion_model.parameters()).dtype
+
+
+def from_recipe(recipe: bytes) -> ModelPatcher:
+    """The model that the server's loader built; files are mapped, so that the ranks of a machine share their pages."""
+    function, arguments, *index = pickle.loads(recipe)
+    found = function(*arguments)
+    return found[index[0]] if index else found
+
+
+def from_module(packed: bytes, tensors: list[Tensor], device: torch.device) -> ModelPatcher:
+    """The server's module itself, over weights that all ranks of a machine share."""
+    model = Holder(unpack(packed, tensors))
+    return ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+
+
+def with_patches(model: ModelPatcher, payload: Mapping) -> ModelPatcher:
+    """A clone with the server's quantized weights and LoRAs, which are applied as the host itself applies them."""
+    clone = model.clone()
+    if payload["quantized"]:
+        clone = with_quantized_weights(clone, quantized_from(payload["quantized"]))
+    clone.patches = unpack(payload["patches"], payload["patch_tensors"])
+    clone.force_cast_weights = payload["force_cast_weights"]
+    clone.patches_uuid = uuid.uuid4()
+    return clone
+
+
+def quantized_from(layers: Mapping[str, Mapping]) -> dict[str, QuantizedWeight]:
+    """Undo `quantized_to`."""
+    return {
+        name: QuantizedWeight(SCHEMES[layer["scheme"]], layer["data"], layer["scale"], tuple(layer["shape"]))
+        for name, layer in layers.items()
+    }
+
+
+def quantized_to(weights: Mapping[str, QuantizedWeight]) -> dict[str, dict]:
+    """Quantized weights as plain data and tensors."""
+    return {
+        name: {"scheme": weight.scheme.name, "data": weight.data, "scale": weight.scale, "shape": list(weight.shape)}
+        for name, weight in weights.items()
+    }

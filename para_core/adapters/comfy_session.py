@@ -1,0 +1,212 @@
+"""ComfyUI: what the server has asked of a group of ranks, so that it can be asked again of a group that restarted."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import uuid
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import comfy.model_management
+import torch
+from comfy.cli_args import args as host_arguments
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..cache_run import CacheRun
+from ..workers import GroupConfig, Shared
+from .comfy_options import KEY
+from .comfy_quantization import quantized_weights
+from .comfy_rank_models import quantized_to
+from .comfy_stand_in import DIFFUSION_MODEL, RemoteCall
+from .comfy_travel import pack, received, recipe_of, sendable, sendable_options
+
+
+class Group(Protocol):
+    """Of para_core.workers, what a session needs."""
+
+    config: GroupConfig
+    alive: bool
+    recover: Callable[[], None] | None
+
+    def call(self, method: str, payload: Mapping, **settings) -> object: ...
+
+
+@dataclass
+class Run:
+    """One sampling run on the ranks. begun: the payload of `begin`, None before the first model call.
+
+    calls: payloads of the calls so far, kept only where a later call depends on them (the first-block cache).
+    """
+
+    settings: dict
+    begun: dict | None = None
+    calls: list[dict] = field(default_factory=list)
+    keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
+
+    def cache_payload(self, call: RemoteCall) -> dict:
+        """What the cache needs to know of a call."""
+        keys = [self.keys.setdefault(key, len(self.keys)) for key in call.conditionings]
+        return {"keys": keys, "names": list(call.conditionings.values()), "step": asdict(call.step)}
+
+
+class Session:
+    """Everything that the ranks of one group hold for this process; made once for each group."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        group.recover = self._replay
+        # Of models without a recipe.
+        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._prepared: dict[str, dict] = {}  # method to its latest payload, in the order of a restart
+        self._configured = False
+        self.mesh = ""  # of the latest run, in words
+        self.twin: ModelPatcher | None = None  # of the latest run: what the host knows of the ranks' model
+        self._run: Run | None = None
+
+    @property
+    def world_size(self) -> int:
+        return len(self.group.config.devices)
+
+    def prepare(self, model: ModelPatcher) -> dict:
+        """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
+
+        A model that they have already costs nothing; one that differs in its LoRAs only costs sending those.
+        """
+        load = self._load_payload(model)
+        names = {"model": load["model"], "variant": str(model.patches_uuid)}
+        if self._prepared.get("load", {}).get("model") != load["model"]:
+            if self._prepared.pop("load", None) is not None:  # one model at a time: two would not fit where one does
+                self._prepared.pop("patch", None)
+                self._ask("unload", {"forget": True})
+            self._prepare("load", load)
+        if not names.items() <= self._prepared.get("patch", {}).items():
+            self._prepare("patch", names | _patch_payload(model))
+        return names
+
+    def prepare_vae(self, model: nn.Module) -> dict:
+        """The same for the model of a VAE, beside the diffusion model."""
+        payload = self._module_payload(model)
+        if self._prepared.get("load_vae", {}).get("model") != payload["model"]:
+            self._prepare("load_vae", payload)
+        return {"model": payload["model"]}
+
+    def decode(self, names: dict, samples: Tensor, options: dict) -> Tensor:
+        """What the VAE of these names decodes, computed by all ranks."""
+        payload = names | {
+            "samples": samples,
+            "options": {name: sendable(value, name) for name, value in options.items()},
+        }
+        return self._ask("decode_vae", payload)["images"].to(samples.device)
+
+    def start_run(self, settings: dict) -> None:
+        """A sampling run follows; settings: the payload of `begin` as far as it is known."""
+        self._run = Run(settings)
+
+    def forward(self, args: tuple, kwargs: dict) -> object:
+        """One model call on the ranks: the diffusion model's output for these arguments."""
+        options = kwargs["transformer_options"]
+        call: RemoteCall | None = options.get(KEY, {}).get("call")
+        payload = {
+            "args": [sendable(value, f"argument {number}") for number, value in enumerate(args)],
+            "kwargs": {name: sendable(value, name) for name, value in kwargs.items() if name != "transformer_options"},
+            "options": sendable_options(options),
+            "cache": None if call is None else self._run.cache_payload(call),
+        }
+        if self._run.begun is None:
+            cache: CacheRun | None = getattr(options.get(KEY, {}).get("run"), "cache", None)
+            begin = self._run.settings | {"cache": None if cache is None else _cache_settings(cache)}
+            self._ask("begin", begin)
+            self._run.begun = begin
+        answer = self._ask("forward", payload)
+        if call is not None:
+            self._run.calls.append(payload)
+            for name, value in answer["cache"].items():
+                setattr(call, name, value)
+        return _on(args[0].device if isinstance(args[0], Tensor) else args[0][0].device, received(answer["output"]))
+
+    def end_run(self, *, keep: bool) -> None:
+        """The run has ended, however; keep: leave the weights on the ranks' devices."""
+        run, self._run = self._run, None
+        if run is not None and run.begun is not None:
+            self.group.call("end", {"keep": keep})
+
+    def detached(self, twin: ModelPatcher, *_) -> None:
+        """The host wants the memory of the model back: free the ranks' devices; the next run loads it there again.
+
+        A twin of an earlier run goes without that: the host detaches every patcher that it drops.
+        """
+        if twin is self.twin and self.group.alive and not sys.is_finalizing():
+            self.twin = None
+            self.group.call("unload", {"forget": False})
+
+    def _load_payload(self, model: ModelPatcher) -> dict:
+        recipe = recipe_of(model)
+        if recipe is not None:
+            return {"model": recipe[0], "recipe": recipe[1], "module": b"", "tensors": []}
+        return self._module_payload(model.model.diffusion_model)
+
+    def _module_payload(self, model: nn.Module) -> dict:
+        """The module itself, its weights in memory that all ranks of this machine share."""
+        name = self._names.setdefault(model, uuid.uuid4().hex)
+        if any(payload.get("model") == name for payload in self._prepared.values()):
+            return {"model": name}
+        try:
+            packed, tensors = pack(model)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"this model ({type(model).__name__}) cannot go to other processes: {error}. "
+                "Load it with ComfyUI's own loader, or do without the other processes."
+            ) from error
+        return {"model": name, "recipe": None, "module": packed, "tensors": Shared(tensors)}
+
+    def _prepare(self, method: str, payload: dict) -> None:
+        self._ask(method, payload)
+        self._prepared[method] = payload
+
+    def _ask(self, method: str, payload: Mapping) -> object:
+        if not self._configured:
+            self._configure()
+        return self.group.call(method, payload, cancelled=_cancelled)
+
+    def _configure(self) -> None:
+        self.group.call("configure", {"arguments": pickle.dumps(vars(host_arguments))}, cancelled=_cancelled)
+        self._configured = True
+
+    def _replay(self) -> None:
+        """Bring a group that has restarted to where it was."""
+        self._configure()
+        for method, payload in self._prepared.items():
+            self.group.call(method, payload, cancelled=_cancelled)
+        if self._run is not None and self._run.begun is not None:
+            self.group.call("begin", self._run.begun, cancelled=_cancelled)
+            for payload in self._run.calls:
+                self.group.call("forward", payload, cancelled=_cancelled)
+
+
+def _on(device: torch.device, output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return output.to(device) if isinstance(output, Tensor) else [tensor.to(device) for tensor in output]
+
+
+def _cancelled() -> bool:
+    """Raises, as the host's own sampling does, when a person has pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    return False
+
+
+def _patch_payload(model: ModelPatcher) -> dict:
+    own = {name: found for name, found in model.patches.items() if name.startswith(DIFFUSION_MODEL)}
+    packed, tensors = pack(own)
+    return {
+        "patches": packed,
+        "patch_tensors": tensors,
+        "quantized": quantized_to(quantized_weights(model)),
+        "force_cast_weights": model.force_cast_weights,
+    }
+
+
+def _cache_settings(cache: CacheRun) -> dict:
+    return asdict(cache.config) | {"residual_diff_threshold": None if cache.config.target_speedup else cache.threshold}

@@ -1,0 +1,173 @@
+"""The Context-Parallel Launcher and Parallel VAE Decode through a real server, with processes that die and cancels."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_server import demo, pixels
+
+from para_core.demo.host import ComfyServer, HostError
+
+LAUNCHER = {
+    "num_devices": 2, "devices": "cpu", "ring_degree": 0, "ulysses_degree": 0, "batch_parallel": "auto",
+    "backend": "auto", "attach_to": "", "keep_loaded": True,
+}  # fmt: skip
+DECODER = {"num_devices": 2, "devices": "cpu", "backend": "auto", "attach_to": ""}
+LONG = 400  # steps: long enough to get at a run while it goes on
+
+
+def key_of(prompt: dict, class_type: str) -> str:
+    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
+
+
+def spread(server: ComfyServer, *, steps: int = 28, seed: int = 1, cache: bool = True, **settings) -> dict:
+    """The demo workflow on two processes, the launcher in front of the patcher; its latent is saved too."""
+    prompt = demo(server, KSampler={"steps": steps, "seed": seed})
+    del prompt[key_of(prompt, "ParaAccelerationReport")]
+    loader, patcher, sampler = (key_of(prompt, name) for name in ("UNETLoader", "ParaFBCachePatcher", "KSampler"))
+    inputs = LAUNCHER | settings | {"model": [loader, 0]}
+    prompt["launcher"] = {"class_type": "ParaContextParallelLauncher", "inputs": inputs}
+    prompt[patcher]["inputs"]["model"] = ["launcher", 0]
+    if not cache:
+        prompt[sampler]["inputs"]["model"] = ["launcher", 0]
+    prompt["latent"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "spread"}}
+    return prompt
+
+
+def alone(prompt: dict) -> dict:
+    """The same workflow without the launcher."""
+    (source,) = (node["inputs"]["model"] for node in prompt.values() if "Launcher" in node["class_type"])
+    left = {key: node for key, node in prompt.items() if key != "launcher"}
+    return {
+        key: {**node, "inputs": {n: source if v == ["launcher", 0] else v for n, v in node["inputs"].items()}}
+        for key, node in left.items()
+    }
+
+
+def latent_of(server: ComfyServer, run) -> torch.Tensor:
+    (saved,) = run.outputs["latent"]["latents"]
+    return load_file(server.base_directory / saved["type"] / saved["subfolder"] / saved["filename"])["latent_tensor"]
+
+
+def ranks(server: ComfyServer) -> list[dict]:
+    groups = server.request("/para/ranks")
+    return groups[0]["ranks"] if groups else []
+
+
+def started(server: ComfyServer, prompt: dict) -> tuple[Future, ThreadPoolExecutor]:
+    """Queue it, and return when the ranks are busy with it."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(server.run_workflow, prompt)
+    end = time.monotonic() + 120
+    while not any(rank["state"] == "busy" for rank in ranks(server)):
+        assert time.monotonic() < end and not future.done(), future.result() if future.done() else "never busy"
+        time.sleep(0.05)
+    time.sleep(1.0)
+    return future, pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopped_afterwards(server):
+    yield
+    server.request("/para/ranks/stop", {})
+    assert ranks(server) == []
+
+
+def test_the_picture_is_that_of_one_device_with_the_same_decisions(server):
+    prompt = spread(server)
+    together, single = server.run_workflow(prompt), server.run_workflow(alone(prompt))
+    difference = latent_of(server, together) - latent_of(server, single)
+    assert difference.norm() <= 1e-4 * latent_of(server, single).norm()
+    assert np.abs(pixels(together.images[0]).astype(int) - pixels(single.images[0])).max() <= 1
+    here, there = (run.events_of("para.fbcache")[-1] for run in (single, together))
+    assert there["num_reused_calls"] == here["num_reused_calls"] > 0
+    assert there["num_block_calls"] == here["num_block_calls"]
+
+
+def test_a_second_prompt_starts_no_process_and_loads_nothing(server):
+    server.run_workflow(spread(server, seed=2))
+    before = ranks(server)
+    read = sum(_bytes_read(rank["pid"]) for rank in before)
+    server.run_workflow(spread(server, seed=3))
+    assert [rank["pid"] for rank in ranks(server)] == [rank["pid"] for rank in before]
+    assert sum(_bytes_read(rank["pid"]) for rank in before) - read < 4 * 2**20, "the weights alone are 28 MB"
+
+
+def _bytes_read(pid: int) -> int:
+    with open(f"/proc/{pid}/io") as figures:
+        return int(next(line for line in figures if line.startswith("rchar")).split()[1])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("cache", [False, True], ids=["", "cache"])
+def test_a_killed_rank_costs_time_and_not_the_picture(server, victim, cache):
+    prompt = spread(server, steps=LONG, seed=10, cache=cache)
+    server.free()
+    expected = latent_of(server, server.run_workflow(prompt))
+    server.free()
+    future, pool = started(server, prompt)
+    with pool:
+        os.kill(ranks(server)[victim]["pid"], signal.SIGKILL)
+        assert torch.equal(latent_of(server, future.result()), expected)
+
+
+def test_cancel_takes_effect_at_once_and_leaves_the_processes(server):
+    server.free()
+    future, pool = started(server, spread(server, steps=LONG, seed=20, cache=False))
+    with pool:
+        pids, start = [rank["pid"] for rank in ranks(server)], time.monotonic()
+        server.request("/interrupt", {})
+        with pytest.raises(HostError, match="interrupted at KSampler"):
+            future.result()
+        assert time.monotonic() - start < 2.0
+    server.run_workflow(spread(server, seed=21))
+    assert [rank["pid"] for rank in ranks(server)] == pids
+
+
+def test_what_the_ranks_cannot_do_is_refused_in_one_line(server):
+    prompt = spread(server)
+    prompt["easy"] = {
+        "class_type": "EasyCache",
+        "inputs": {
+            "model": ["launcher", 0],
+            "reuse_threshold": 0.2,
+            "start_percent": 0.1,
+            "end_percent": 0.9,
+            "verbose": False,
+        },
+    }
+    prompt[key_of(prompt, "KSampler")]["inputs"]["model"] = ["easy", 0]
+    with pytest.raises(HostError, match=r"a node wraps the diffusion model \(easycache\).*Remove that node"):
+        server.run_workflow(prompt)
+    with pytest.raises(HostError, match=r"ulysses_degree 2 does not divide|num_devices is 3, but devices names 2"):
+        server.run_workflow(spread(server, num_devices=3, devices="cpu, cpu"))
+
+
+def test_parallel_decode_gives_the_same_picture(server):
+    prompt = demo(server, KSampler={"seed": 30})
+    decoder = prompt[key_of(prompt, "VAEDecode")]
+    single = server.run_workflow(prompt)
+    decoder["class_type"], decoder["inputs"] = "ParaParallelVAEDecode", decoder["inputs"] | DECODER
+    together = server.run_workflow(prompt)
+    assert np.abs(pixels(together.images[0]).astype(int) - pixels(single.images[0])).max() <= 1
+
+
+def test_two_servers_side_by_side_and_one_that_is_killed(comfyui, server):
+    with ComfyServer(comfyui) as other:
+        other.run_workflow(spread(other))
+        server.run_workflow(spread(server, seed=40))
+        pids = [rank["pid"] for rank in ranks(other)]
+        assert not set(pids) & {rank["pid"] for rank in ranks(server)}
+        os.kill(other._process.pid, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            assert time.monotonic() < end, "processes are left"
+            time.sleep(0.1)
+    assert server.run_workflow(spread(server, seed=41)).images
