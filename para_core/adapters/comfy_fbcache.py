@@ -21,7 +21,7 @@ from ..quantization import rounding_of
 from ..residual_cache import CacheConfig
 from .comfy_conditionings import conditionings_of
 from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of
-from .comfy_stand_in import RemoteCall, StandIn
+from .comfy_stand_in import RemoteCall, StandIn, object_patches_of
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,9 @@ def _outer_sample(executor, *args, **kwargs):
     sampling = guider.model_patcher.get_model_object("model_sampling")
     start, end = fbcache.config.start_percent, fbcache.config.end_percent
     run = SamplingRun(
-        CacheRun(fbcache.family, fbcache.config, rounding=rounding_of(guider.model_patcher.object_patches.values())),
+        CacheRun(
+            fbcache.family, fbcache.config, rounding=rounding_of(object_patches_of(guider.model_patcher).values())
+        ),
         fbcache,
         # At 0 without the host's answer: a sampler may start above the model's highest sigma.
         (float(sampling.percent_to_sigma(start)) if start > 0 else math.inf, float(sampling.percent_to_sigma(end))),

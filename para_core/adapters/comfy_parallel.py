@@ -16,6 +16,8 @@ from ..attention import MeshShape, choose_mesh
 from ..families import family_of
 from ..parallel_config import ParallelConfig
 from ..sharded_call import sharding_obstacle
+from .comfy_compile import NAME as COMPILE
+from .comfy_fbcache import NAME as FBCACHE
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
 from .comfy_quantized_linear import QuantizedLinear
 from .comfy_session import Session
@@ -90,10 +92,11 @@ def _outer_sample(executor, noise, *args, **kwargs):
     model: ModelPatcher = guider.model_patcher
     option: ParallelOption = option_of(guider, NAME)
     _refuse(model)
+    _refuse_combinations(guider, option)
     session = option.session(option.config)
     mesh = option.mesh(session.world_size, _num_rows(guider, noise))
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
-    comfy.model_management.unload_model_and_clones(model, unload_additional_models=False)
+    unload(model)
     names = session.prepare(model)
     twin = session.twin = twin_of(model, session.forward)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
@@ -111,13 +114,41 @@ def _outer_sample(executor, noise, *args, **kwargs):
         session.end_run(keep=option.config.keep_loaded)
 
 
+def unload(model: ModelPatcher) -> None:
+    """Have the host let go of the model's weights, and take LoRAs out of them."""
+    of_one = getattr(comfy.model_management, "unload_model_and_clones", None)  # not in ComfyUI 0.3
+    if of_one is None:
+        comfy.model_management.unload_all_models()
+    else:
+        of_one(model, unload_additional_models=False)
+
+
 def _num_rows(guider: object, noise: Tensor) -> int:
-    """Rows of a model call, as far as can be known: the host batches conditionings of equal shapes."""
+    """Rows of a model call, as far as can be known: the host batches conditionings of equal shapes.
+
+    With the first-block cache the rows stay together, since one decision is made for all of them.
+    """
+    if option_of(guider, FBCACHE) is not None:
+        return 1
     shapes = {
         name: [getattr(cond.get("cross_attn"), "shape", None) for cond in found] for name, found in guider.conds.items()
     }
     together = getattr(guider, "cfg", 1.0) != 1.0 and shapes.get("positive") == shapes.get("negative", ())
     return noise.shape[0] * (2 if together else 1)
+
+
+def _refuse_combinations(guider: object, option: ParallelOption) -> None:
+    """Raise ValueError for what other nodes of this pack left that does not go with the ranks."""
+    if option_of(guider, COMPILE) is not None:
+        raise ValueError(
+            "Compile Model and the Context-Parallel Launcher are on one MODEL, but compiled code does not run in the "
+            "launcher's processes yet. Bypass one of the two nodes."
+        )
+    if option.config.batch_parallel == "on" and option_of(guider, FBCACHE) is not None:
+        raise ValueError(
+            'batch_parallel is "on" with the FBCache Patcher, which decides for positive and negative prompt together. '
+            'Set batch_parallel to "auto" or "off", or bypass the patcher.'
+        )
 
 
 def _refuse(model: ModelPatcher) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor, nn
 
 from ..parallel_config import ParallelConfig
 from ..parallel_vae import obstacle
+from .comfy_parallel import unload
 from .comfy_session import Session
 
 
@@ -51,7 +51,7 @@ def parallel_vae_decode(
             f"this VAE ({type(model).__name__}) cannot be decoded on several devices: {found}. Use VAE Decode."
         )
     group = session(config)
-    comfy.model_management.unload_model_and_clones(vae.patcher)
+    unload(vae.patcher)
     names = group.prepare_vae(model)
     return _twin(vae, lambda part, options: group.decode(names, part, options)).decode(samples)
 

@@ -13,6 +13,7 @@ from ..families import family_of
 from ..first_block import CachedCall, Step
 from ..mesh_ranks import MeshRanks
 from ..residual_cache import CacheConfig
+from .comfy_batch import BatchShare
 from .comfy_options import diffusion_model_of
 from .comfy_sharding import sharded_forward
 from .comfy_travel import received, sendable
@@ -42,7 +43,8 @@ class RankRun:
         kwargs = {name: received(value) for name, value in payload["kwargs"].items()}
         kwargs["transformer_options"] = {name: received(value) for name, value in payload["options"].items()}
         if payload["cache"] is None or self._cache is None:
-            output = sharded_forward(self._model, self._family, self._ranks, (args, kwargs))
+            share = BatchShare.of(self._ranks.mesh, (args, kwargs))
+            output = share.gather(sharded_forward(self._model, self._family, self._ranks, share.call))
             return {"output": sendable(output, "output"), "cache": None}
         keys = dict(zip(payload["cache"]["keys"], payload["cache"]["names"], strict=True))
         step = Step(**payload["cache"]["step"])

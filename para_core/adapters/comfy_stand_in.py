@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from comfy.model_patcher import ModelPatcher
@@ -33,10 +33,12 @@ class RemoteCall:
 class StandIn(nn.Module):
     """Has no weights; its forward is `forward_elsewhere(args, kwargs)`, and the rest is the original's."""
 
-    def __init__(self, original: nn.Module, forward_elsewhere: Forward) -> None:
+    def __init__(self, original: nn.Module, forward_elsewhere: Forward, exchanged: Mapping[str, object]) -> None:
+        """exchanged: the MODEL's object patches, some of which are in the original."""
         super().__init__()
         # In a tuple: as a submodule its weights would count as ours, and be loaded.
         self._elsewhere = (original, forward_elsewhere)
+        self.exchanged = exchanged
 
     @property
     def original(self) -> nn.Module:
@@ -52,6 +54,11 @@ class StandIn(nn.Module):
         return self._elsewhere[1](args, kwargs)
 
 
+def object_patches_of(model: ModelPatcher) -> Mapping[str, object]:
+    """What nodes have exchanged in a MODEL, also where a twin samples for it."""
+    return getattr(model.model.diffusion_model, "exchanged", model.object_patches)
+
+
 def twin_of(model: ModelPatcher, forward_elsewhere: Forward) -> ModelPatcher:
     """A ModelPatcher that samples as `model` does, its diffusion model's forward being `forward_elsewhere`.
 
@@ -61,7 +68,7 @@ def twin_of(model: ModelPatcher, forward_elsewhere: Forward) -> ModelPatcher:
     base = copy.copy(model.model)
     for kind in ("_modules", "_parameters", "_buffers"):
         base.__dict__[kind] = dict(base.__dict__[kind])
-    base.diffusion_model = StandIn(model.model.diffusion_model, forward_elsewhere)
+    base.diffusion_model = StandIn(model.model.diffusion_model, forward_elsewhere, model.object_patches)
     base.current_weight_patches_uuid = None
     base.model_loaded_weight_memory = 0
     base.device = model.load_device
