@@ -25,6 +25,7 @@ RULES = {
     "para_core/plot.py": ({"PIL"}, {"para_core.CORE"}),
     "para_core/quantization.py": ({"torch", "torchao", "bitsandbytes"}, {"para_core.CORE", "para_core.families"}),
     "para_core/mesh_ranks.py": ({"torch"}, {"para_core.attention"}),
+    "para_core/parallel_config.py": ({"torch"}, {"para_core.attention"}),
     "para_core/batch_rows.py": ({"torch"}, {"para_core.attention"}),
     "para_core/token_splits.py": ({"torch"}, {"para_core.CORE", "para_core.families", "para_core.attention"}),
     "para_core/families": ({"torch"}, {"para_core.families"}),

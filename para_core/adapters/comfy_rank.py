@@ -110,9 +110,7 @@ class Service:
 
     def end(self, payload: Mapping) -> None:
         """End the run; with keep False, free this rank's device too."""
-        run, self._run = self._run, None
-        if run is not None:
-            run.close()
+        self._run = None
         if not payload.get("keep", True):
             self.unload(payload)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
@@ -20,7 +19,7 @@ from .comfy_travel import received, sendable
 
 
 class RankRun:
-    """Holds what the calls of one run share: the model on its device, the mesh, the cache and what is compiled."""
+    """Holds what the calls of one run share: the model on its device, the ranks and the cache."""
 
     def __init__(self, patcher: ModelPatcher, payload: Mapping, ranks: MeshRanks) -> None:
         comfy.model_management.load_models_gpu([patcher], memory_required=payload["memory"])
@@ -31,11 +30,6 @@ class RankRun:
         self._ranks = ranks
         settings = payload["cache"]
         self._cache = None if settings is None else CacheRun(self._family, CacheConfig(**settings), reduce=ranks.sum)
-        self._contexts = ExitStack()
-
-    def close(self) -> None:
-        """Undo what the run did to the model."""
-        self._contexts.close()
 
     def forward(self, payload: Mapping) -> dict:
         """One model call, its arguments and its result as `sendable` makes them."""
