@@ -50,6 +50,31 @@ def fitted_weights(weights: Sequence[float], products: Sequence[Sequence[float]]
     return [1.0 - sum(older), *older]
 
 
+def blended(one: Sequence[float], other: Sequence[float], share: float) -> list[float]:
+    """The weights that give `share` of the other's value and the rest of the one's."""
+    return [a + share * (b - a) for a, b in zip(one, other, strict=True)]
+
+
+def share_seen(
+    one: Sequence[float], other: Sequence[float], products: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """Numerator and denominator of the `share` at which the blend of two weightings comes nearest to a known value.
+
+    products: as for `fitted_weights`. Both are parts of the same whole, so that those of several values can be added
+    up; a value on which the two weightings agree adds (0, 0).
+    """
+    missing = [1.0, *(-weight for weight in one[1:])]
+    apart = [0.0, *(b - a for a, b in zip(one[1:], other[1:], strict=True))]
+    square, cross = _inner(apart, apart, products), _inner(missing, apart, products)
+    whole = square + _inner(missing, missing, products)
+    return (cross / whole, square / whole) if square > 0 else (0.0, 0.0)
+
+
+def _inner(one: Sequence[float], other: Sequence[float], products: Sequence[Sequence[float]]) -> float:
+    places = range(len(one))
+    return sum(one[m] * other[n] * products[m][n] for m in places for n in places)
+
+
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
     """The solution of one or two linear equations; zeros where they have none."""
     if len(right) == 1:

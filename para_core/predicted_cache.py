@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .extrapolation import fitted_weights, newton_weights, relative_error
+from .extrapolation import blended, fitted_weights, newton_weights, relative_error, share_seen
 from .kept_residual import KeptResidual, combined, kind_of
 from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
 
@@ -20,6 +20,9 @@ class PredictedCache(ResidualCache):
 
     - `first` is known at every step. The weights of the computed steps that continue it best (least squares, held
       near the polynomial's) are found anew at each step, and the same weights continue `rest`.
+    - At order 2 the polynomial is a blend of parabola and line. Which of them serves depends on the model (smooth
+      random weights like the parabola, trained ones with few computed steps the line), so the share is the one that
+      would have foreseen this run's last computed residuals best; it starts at the parabola, newer ones count more.
     - What that fit leaves over, relative L2, times the ratio of rest's error to first's seen at this run's own
       computed steps (a running geometric mean), is the error to expect. Since a fit can be good by accident, and far
       from the computed steps often is, the estimate is the geometric mean of this error and the plain change.
@@ -34,6 +37,8 @@ class PredictedCache(ResidualCache):
     SAMPLE = 2**20
     CORRECT = 0.5
     MAX_CORRECTION = 0.2  # of the residual; beyond it the model's output layer is far from linear
+    MEMORY = 0.5  # of what showed the share of the parabola, from one computed step to the next
+    PRIOR = 0.1  # how much the start counts beside it
     MAX_WIDTH_RATIO = 2.0  # a long step's error, put into a short step, would distort that one
 
     def __init__(self, config: CacheConfig, reduce: Reduce = alone) -> None:
@@ -43,7 +48,10 @@ class PredictedCache(ResidualCache):
         self._weights: list[float] = []
         self._leftover = 0.0  # of the fit to first, at this step
         self._log_ratio: float | None = None
-        self._unread: tuple[Tensor, list[float], float] | None = None  # rest's products, weights and first's leftover
+        # rest's products, and the weights and first's leftover that they are to be held against
+        self._unread: tuple[Tensor, list[float], float] | None = None
+        self._polynomials: tuple[list[float], list[float]] = [], []  # line and parabola at the last judged step
+        self._bend = self._bend_of = 0.0  # numerator and denominator of the parabola's share
         self._hits: list[
             tuple[float, float, list[float]]
         ] = []  # reused since the last computed step: at, width, weights
@@ -71,13 +79,21 @@ class PredictedCache(ResidualCache):
         if self._unread is not None:
             self._calibrate(_square(values[size * size :]))
         products = _square(values[: size * size])
-        self._weights = fitted_weights(newton_weights(self._times, at, self._order), products) if self._times else [1.0]
+        self._weights = fitted_weights(self._polynomial(at), products) if self._times else [1.0]
         self._leftover = relative_error(self._weights, products)
         change = relative_error([1.0], products)
         return math.sqrt(math.exp(self._log_ratio or 0.0) * self._leftover * change)
 
+    def _polynomial(self, at: float) -> list[float]:
+        line, parabola = (newton_weights(self._times, at, min(order, self._order)) for order in (1, 2))
+        self._polynomials = line, parabola
+        share = (self._bend + self.PRIOR) / (self._bend_of + self.PRIOR)
+        return blended(line, parabola, min(max(share, 0.0), 1.0))
+
     def _calibrate(self, products: Products) -> None:
         _, weights, leftover = self._unread
+        bend, bend_of = share_seen(*self._polynomials, products)
+        self._bend, self._bend_of = self.MEMORY * self._bend + bend, self.MEMORY * self._bend_of + bend_of
         error = relative_error(weights, products)
         self._unread = None
         if error > 0 and leftover > 0:

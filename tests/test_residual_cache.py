@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from para_core import kept_residual
+from para_core.extrapolation import newton_weights
 from para_core.predicted_cache import PredictedCache
 from para_core.residual_cache import CacheConfig, ResidualCache
 
@@ -79,6 +80,25 @@ def test_a_residual_that_is_a_polynomial_of_its_order_is_continued_exactly(kind,
     torch.testing.assert_close(cache.reuse(0.74, 0.1), law(both, 0.74), rtol=1e-5, atol=1e-5)
     if kind is PredictedCache:
         assert guess < 1e-2, "a prediction that is right must be seen as right"
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_order_2_follows_the_parabola_only_as_far_as_it_has_foreseen_the_run(noise):
+    cache, generator = PredictedCache(CacheConfig(order=2)), torch.Generator().manual_seed(0)
+    bend, first = torch.randn(2, 1, 50, 30, generator=generator), torch.ones(1, 50, 30)
+    times, rests = [], []
+    for at in (1.0, 0.93, 0.85, 0.8, 0.71, 0.66, 0.6, 0.52):
+        estimate(cache, first, at)  # the first block has nothing to say: it never changes
+        rest = at * bend[0] + at**2 * bend[1] + noise * torch.randn(1, 50, 30, generator=generator)
+        cache.remember(first, rest, at, 0.1)
+        times, rests = [at, *times][:3], [rest, *rests][:3]
+    estimate(cache, first, 0.45)
+    found = cache.reuse(0.45, 0.1)
+    line, parabola = (
+        sum(w * rest for w, rest in zip(newton_weights(times, 0.45, order), rests, strict=True)) for order in (1, 2)
+    )
+    share = float(((found - line) * (parabola - line)).sum() / (parabola - line).square().sum())
+    assert share == pytest.approx(1.0, abs=1e-3) if not noise else share < 0.3
 
 
 @BOTH
