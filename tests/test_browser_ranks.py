@@ -1,0 +1,43 @@
+"""The tab in the sidebar that shows the launcher's processes, in ComfyUI's own interface; screenshots stay in out/."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from test_server_parallel import ranks, spread
+
+NONE = {"en": "No processes are running.", "zh": "没有正在运行的进程。"}
+WORDS = {"en": ("idle", "memory", "Stop all"), "zh": ("空闲", "内存", "全部停止")}
+
+
+def open_tab(frontend, locale: str) -> None:
+    frontend.open(locale)
+    frontend.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.para.ranks')")
+    frontend.page.get_by_text(re.compile("|".join((NONE[locale], WORDS[locale][2])))).first.wait_for()
+
+
+def close_tab(frontend) -> None:
+    frontend.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.para.ranks')")
+
+
+@pytest.mark.parametrize("locale", ["en", "zh"])
+def test_ranks_are_shown_and_stopped_from_the_sidebar(frontend, server, locale):
+    server.request("/para/ranks/stop", {})
+    open_tab(frontend, locale)
+    page = frontend.page
+    assert page.get_by_text(NONE[locale]).is_visible()
+    server.run_workflow(spread(server, seed=50))
+    page.locator("article[data-rank='1']").wait_for()
+    page.wait_for_function("() => true")
+    for rank in ranks(server):
+        text = page.locator(f"article[data-rank='{rank['rank']}']").inner_text()
+        assert f"{rank['rank']}: cpu" in text and f"pid {rank['pid']}" in text
+        assert all(word in text for word in WORDS[locale][:2])
+    assert page.get_by_text(re.compile("batch 1 x ring 1 x Ulysses 2")).is_visible()
+    frontend.screenshot(f"ranks_{locale}.png")
+    page.get_by_role("button", name=WORDS[locale][2]).evaluate("button => button.click()")
+    page.get_by_text(NONE[locale]).wait_for()
+    assert ranks(server) == []
+    close_tab(frontend)
+    assert frontend.broken == []
