@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 import uuid
@@ -17,12 +18,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..cache_run import CacheRun
-from ..workers import GroupConfig, Shared
+from ..workers import GroupConfig, Shared, WorkerError
 from .comfy_options import KEY
 from .comfy_quantization import quantized_weights
 from .comfy_rank_models import quantized_to
 from .comfy_stand_in import DIFFUSION_MODEL, RemoteCall
 from .comfy_travel import pack, received, recipe_of, sendable, sendable_options
+
+logger = logging.getLogger(__name__)
 
 
 class Group(Protocol):
@@ -141,7 +144,10 @@ class Session:
         """
         if twin is self.twin and self.group.alive and not sys.is_finalizing():
             self.twin = None
-            self.group.call("unload", {"forget": False})
+            try:
+                self.group.call("unload", {"forget": False})
+            except WorkerError as error:  # not into the host's memory management, which would end its prompt thread
+                logger.warning("the ranks did not free their devices: %s", error)
 
     def _load_payload(self, model: ModelPatcher) -> dict:
         recipe = recipe_of(model)

@@ -58,7 +58,9 @@ class SharedMemory:
         if not self.size:
             return torch.empty(0, dtype=torch.uint8)
         flags = mmap.MAP_PRIVATE | NO_RESERVE if private else mmap.MAP_SHARED
-        return torch.frombuffer(mmap.mmap(self.descriptor, self.size, flags=flags), dtype=torch.uint8)
+        # A normal tensor whoever maps it: an inference tensor could not be written to outside of inference mode.
+        with torch.inference_mode(False):
+            return torch.frombuffer(mmap.mmap(self.descriptor, self.size, flags=flags), dtype=torch.uint8)
 
     def close(self) -> None:
         if self.descriptor >= 0:

@@ -77,3 +77,14 @@ def test_peer_cannot_shrink_memory_that_is_mapped_here():
     with pytest.raises(PermissionError):
         os.ftruncate(memory.descriptor, 0)
     memory.close()
+
+
+def test_a_buffer_of_inference_mode_is_written_to_outside_of_it():
+    """ComfyUI calls from its nodes, in inference mode, and frees memory from a thread that is not."""
+    buffer = GrowingBuffer()
+    with torch.inference_mode():
+        buffer.reserve(100)
+    tensor, new = buffer.reserve(50)
+    tensor[:4].copy_(torch.arange(4, dtype=torch.uint8))
+    assert not new and tensor[:4].tolist() == [0, 1, 2, 3]
+    buffer.close()
