@@ -115,7 +115,8 @@ class ResidualPlot:
 
     def _curve(self, records: Sequence[StepRecord], colour: tuple[int, int, int]) -> None:
         points = [(self._x(i), self._y(r.diff), r.reused) for i, r in enumerate(records) if r.diff is not None]
-        self.canvas.line([point[:2] for point in points], colour, 2 * self.scale, "curve")
+        if points:  # Pillow 13 refuses an empty line
+            self.canvas.line([point[:2] for point in points], colour, 2 * self.scale, "curve")
         radius = 3 * self.scale
         for x, y, reused in points:
             box = (x - radius, y - radius, x + radius, y + radius)
