@@ -143,7 +143,7 @@ class Session:
         A twin of an earlier run goes without that: the host detaches every patcher that it drops.
         """
         if twin is self.twin and self.group.alive and not sys.is_finalizing():
-            self.twin = None
+            # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
                 self.group.call("unload", {"forget": False})
             except WorkerError as error:  # not into the host's memory management, which would end its prompt thread
