@@ -32,13 +32,15 @@ NUM_BLOCK_CALLS = NUM_STEPS * (DEPTH + DEPTH_SINGLE)
 class Row:
     """One way to run the model, and what it gave: one entry a prompt in every list.
 
-    config None: no cache. scheme None: not quantized. latents: final ones, in any one shape.
+    config None: no cache. scheme None: not quantized. num_prompts: only on the first so many, None: on all.
+    latents: final ones, in any one shape.
     pictures: (prompts, H, W, 3) in 0..1, once decoded. quantization: what the scheme did to the model.
     """
 
     name: str
     config: CacheConfig | None = None
     scheme: str | None = None
+    num_prompts: int | None = None
     seconds: list[float] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     reports: list[RunReport] = field(default_factory=list)
@@ -68,13 +70,14 @@ def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module
         Row("warm-up").run(model, prompts[0], 0)
     for number, prompt in enumerate(tqdm(prompts, desc=f"{len(rows)} rows on {len(prompts)} prompts", unit="prompt")):
         for row in rows:
-            row.run(models[row.scheme], prompt, seed=number)
+            if row.num_prompts is None or number < row.num_prompts:
+                row.run(models[row.scheme], prompt, seed=number)
     for row in rows:
         row.pictures = decode(autoencoder, torch.cat(row.latents))
 
 
 def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, object]]:
-    """The figures of each row against the first, in the form of demo.json; means over the prompts.
+    """The figures of each row against the first, in the form of demo.json; means over the row's prompts.
 
     wall_s (seconds a picture) and speedup are medians, the latter of pairs that ran right after each other.
     rel_l2: of the final latent. psnr_db: of the decoded pictures, None where equal.
@@ -86,19 +89,21 @@ def figures(rows: Sequence[Row], prompts: Sequence[str]) -> list[dict[str, objec
 
 
 def _figures(row: Row, baseline: Row, scenes: Sequence[Scene]) -> dict[str, object]:
-    pairs = zip(row.latents, baseline.latents, strict=True)
-    pictures = zip(scenes, row.pictures.numpy(), strict=True)
+    count = len(row.latents)
+    pairs = zip(row.latents, baseline.latents[:count], strict=True)
+    pictures = zip(scenes[:count], row.pictures.numpy(), strict=True)
+    seconds = zip(baseline.seconds[:count], row.seconds, strict=True)
     return {
         "name": row.name,
         "ranks": 1,
         "wall_s": statistics.median(row.seconds),
-        "speedup": statistics.median(one / other for one, other in zip(baseline.seconds, row.seconds, strict=True)),
+        "speedup": statistics.median(one / other for one, other in seconds),
         "steps": NUM_STEPS,
         "reused_steps": _mean([report.num_reused_calls for report in row.reports]),
         "block_calls": _mean([report.num_block_calls for report in row.reports]) if row.reports else NUM_BLOCK_CALLS,
         "block_calls_baseline": NUM_BLOCK_CALLS,
         "rel_l2": _mean([float((latent - expected).norm() / expected.norm()) for latent, expected in pairs]),
-        "psnr_db": psnr(row.pictures, baseline.pictures),
+        "psnr_db": psnr(row.pictures, baseline.pictures[:count]),
         "quantized_memory": None if row.quantization is None else row.quantization.share_of_bf16,
         "note": "" if row.quantization is None else row.quantization.note,
         "attribute_accuracy": _mean([attribute_accuracy(scene, picture) for scene, picture in pictures]),
