@@ -29,7 +29,7 @@ SCHEMES = {
     "INT8 weight-only": "int8_weight_only",
     "NF4": "nf4",
 }
-QUANTIZED_PROMPTS = 8  # without hardware for them, quantized rows take their time
+QUANTIZED_PROMPTS = 4  # without hardware for them, quantized rows take their time
 TOGETHER = "fp8_dynamic_per_row"  # the scheme that is shown with the cache
 
 
