@@ -18,7 +18,7 @@ from ..compile_config import CompileConfig, compile_obstacle
 from ..compile_report import CompileReport
 from ..families import ModelFamily, family_of
 from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of
-from .comfy_stand_in import StandIn
+from .comfy_stand_in import PARALLEL
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,16 @@ class CompileOption:
     family: ModelFamily | None
     listener: Callable[[CompileReport], None] | None = None
     log: CompileLog = field(default_factory=CompileLog)
+
+    @property
+    def config(self) -> CompileConfig:
+        return self.compilation.config
+
+    def tell(self, report: CompileReport) -> None:
+        """Of blocks that run in other processes: their report as it stands."""
+        self.log.report = report
+        if self.listener is not None:
+            self.listener(report)
 
 
 def apply_compile(
@@ -90,17 +100,17 @@ def _outer_sample(executor, *args, **kwargs):
     """Let the model's blocks run compiled code for this sampling run."""
     guider = executor.class_obj
     option: CompileOption = guider.model_options["transformer_options"][KEY][NAME]
-    model = diffusion_model_of(guider.model_patcher.model)
-    if isinstance(model, StandIn):  # its blocks run in other processes
+    if option_of(guider, PARALLEL) is not None:  # the launcher's processes compile, and fill in the log
         return executor(*args, **kwargs)
-    with option.compilation.run(model, option.family, entrance=_Entrance(), listener=option.listener) as run:
+    model = diffusion_model_of(guider.model_patcher.model)
+    with option.compilation.run(model, option.family, entrance=HostEntrance(), listener=option.listener) as run:
         try:
             return executor(*args, **kwargs)
         finally:
             option.log.report = run.report()
 
 
-class _Entrance:
+class HostEntrance:
     """Which block calls of a run are better left uncompiled, and the options that compiled code sees.
 
     The host's cancel button takes effect here, from block to block.

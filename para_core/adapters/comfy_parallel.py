@@ -17,14 +17,15 @@ from ..families import family_of
 from ..parallel_config import ParallelConfig
 from ..sharded_call import sharding_obstacle
 from .comfy_compile import NAME as COMPILE
+from .comfy_compile import CompileOption
 from .comfy_fbcache import NAME as FBCACHE
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
 from .comfy_quantized_linear import QuantizedLinear
 from .comfy_session import Session
-from .comfy_stand_in import DIFFUSION_MODEL, twin_of
+from .comfy_stand_in import DIFFUSION_MODEL, PARALLEL, twin_of
 
 logger = logging.getLogger(__name__)
-NAME = "parallel"
+NAME = PARALLEL
 HEADS = ("num_heads", "n_heads", "n_local_heads", "heads", "num_attention_heads")
 
 
@@ -139,10 +140,17 @@ def _num_rows(guider: object, noise: Tensor) -> int:
 
 def _refuse_combinations(guider: object, option: ParallelOption) -> None:
     """Raise ValueError for what other nodes of this pack left that does not go with the ranks."""
-    if option_of(guider, COMPILE) is not None:
+    compiled: CompileOption | None = option_of(guider, COMPILE)
+    if compiled is not None and compiled.config.scope == "model":
         raise ValueError(
-            "Compile Model and the Context-Parallel Launcher are on one MODEL, but compiled code does not run in the "
-            "launcher's processes yet. Bypass one of the two nodes."
+            'Compile Model has scope "model", but on several devices something happens between the blocks that cannot '
+            'be compiled in one piece. Set scope to "blocks".'
+        )
+    if compiled is not None and compiled.config.reuses_outputs:
+        setting = f'backend "{compiled.config.backend}" and mode "{compiled.config.mode}"'
+        raise ValueError(
+            f"Compile Model has {setting}, which records CUDA graphs; these cannot hold the exchange between devices. "
+            'Set backend "inductor" and mode "default" or "max-autotune-no-cudagraphs".'
         )
     if option.config.batch_parallel == "on" and option_of(guider, FBCACHE) is not None:
         raise ValueError(

@@ -9,17 +9,24 @@ import functools
 import pickle
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from ..artifact_cache import ArtifactCache
 from ..attention import AXES, MeshShape, RankMesh
+from ..compilation import Compilation
+from ..compile_config import CompileConfig
 from ..mesh_ranks import MeshRanks
 from ..parallel_vae import parallel_decode
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+    from .comfy_rank_run import RankRun
+    from .comfy_sharding import AttentionOnRanks
 
 
 class Service:
@@ -32,7 +39,9 @@ class Service:
         self._variants: dict[tuple[str, str], ModelPatcher] = {}
         self._meshes: dict[tuple[int, int, int], RankMesh] = {}
         self._vae: tuple[str, ModelPatcher] | None = None
-        self._run = None
+        self._run: RankRun | None = None
+        self._compilations: dict[tuple[str, CompileConfig], Compilation] = {}
+        self._attention: AttentionOnRanks | None = None
 
     def configure(self, payload: Mapping) -> None:
         """Take over the server's command line, and import ComfyUI. arguments: its pickled namespace, as a dict."""
@@ -91,14 +100,28 @@ class Service:
     def begin(self, payload: Mapping) -> None:
         """Start a sampling run: load the variant onto this rank's device, and set the run's accelerations up."""
         from .comfy_rank_run import RankRun
+        from .comfy_sharding import AttentionOnRanks
 
         self.end({})
         patcher = self._variants[payload["model"], payload["variant"]]
-        self._run = RankRun(patcher, payload, MeshRanks(self._mesh(tuple(payload["mesh"]))))
+        ranks = MeshRanks(self._mesh(tuple(payload["mesh"])))
+        self._attention = self._attention or AttentionOnRanks()
+        compilation = None if payload["compile"] is None else self._compilation(payload["model"], payload["compile"])
+        self._run = RankRun(patcher, payload, ranks, self._attention, compilation)
 
     def forward(self, payload: Mapping) -> dict:
         """One model call; every rank returns its whole output."""
         return self._run.forward(payload)
+
+    def _compilation(self, model: str, settings: Mapping) -> Compilation:
+        """What has been compiled for a model; ranks keep artifacts apart, since each writes its own."""
+        key = model, CompileConfig(**settings["config"])
+        if key not in self._compilations:
+            rank = f"rank{self.context.rank}_of_{self.context.world_size}"
+            directory = None if settings["directory"] is None else Path(settings["directory"], rank)
+            cache = None if directory is None else ArtifactCache(directory, self.context.device)
+            self._compilations[key] = Compilation(key[1], cache)
+        return self._compilations[key]
 
     def _mesh(self, sizes: tuple[int, int, int]) -> RankMesh:
         """The mesh of these sizes; its process groups are made once."""
@@ -108,11 +131,13 @@ class Service:
             self._meshes[sizes] = RankMesh() if alone else RankMesh.of(made)
         return self._meshes[sizes]
 
-    def end(self, payload: Mapping) -> None:
+    def end(self, payload: Mapping) -> dict:
         """End the run; with keep False, free this rank's device too."""
-        self._run = None
+        run, self._run = self._run, None
+        report = None if run is None else run.end()
         if not payload.get("keep", True):
             self.unload(payload)
+        return {"compile": report}
 
     def unload(self, payload: Mapping) -> None:
         """Free this rank's device; with forget True also the models themselves."""
@@ -121,5 +146,5 @@ class Service:
         self.end({})
         comfy.model_management.unload_all_models()
         if payload.get("forget"):
-            self._models, self._variants = {}, {}
+            self._models, self._variants, self._compilations = {}, {}, {}
         comfy.model_management.soft_empty_cache()

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..cache_run import CacheRun
+from ..compilation import Compilation, CompileRun
 from ..families import family_of
 from ..first_block import CachedCall, Step
 from ..mesh_ranks import MeshRanks
 from ..residual_cache import CacheConfig
-from .comfy_batch import BatchShare
+from ..sharded_blocks import AroundBlocks
+from .comfy_batch import BatchShare, Call
+from .comfy_compile import HostEntrance
 from .comfy_options import diffusion_model_of
-from .comfy_sharding import sharded_forward
+from .comfy_sharding import AttentionOnRanks, sharded_forward
 from .comfy_travel import received, sendable
 
 
 class RankRun:
-    """Holds what the calls of one run share: the model on its device, the ranks and the cache."""
+    """Holds what the calls of one run share: the model on its device, the ranks, the cache and the compiled code."""
 
-    def __init__(self, patcher: ModelPatcher, payload: Mapping, ranks: MeshRanks) -> None:
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        payload: Mapping,
+        ranks: MeshRanks,
+        attention: AttentionOnRanks,
+        compilation: Compilation | None = None,
+    ) -> None:
+        """attention, compilation: the same in every run of a model. compilation None: the blocks run as they are."""
         comfy.model_management.load_models_gpu([patcher], memory_required=payload["memory"])
         self._patcher = patcher
         self._model = diffusion_model_of(patcher.model)
         self._family = family_of(self._model).through_forward()
         self._num_blocks = [len(stack.blocks_in(self._model)) for stack in self._family.stacks]
         self._ranks = ranks
+        self._attention = attention
         settings = payload["cache"]
         self._cache = None if settings is None else CacheRun(self._family, CacheConfig(**settings), reduce=ranks.sum)
+        self._open = ExitStack()
+        self._compiled: CompileRun | None = None
+        if compilation is not None:
+            family = family_of(self._model) if compilation.config.scope == "blocks" else None
+            self._compiled = self._open.enter_context(compilation.run(self._model, family, entrance=HostEntrance()))
+
+    def end(self) -> dict | None:
+        """Put the model back as it was; what compiling has cost."""
+        self._open.close()
+        return self._compile_report()
 
     def forward(self, payload: Mapping) -> dict:
         """One model call, its arguments and its result as `sendable` makes them."""
@@ -38,13 +63,24 @@ class RankRun:
         kwargs["transformer_options"] = {name: received(value) for name, value in payload["options"].items()}
         if payload["cache"] is None or self._cache is None:
             share = BatchShare.of(self._ranks.mesh, (args, kwargs))
-            output = share.gather(sharded_forward(self._model, self._family, self._ranks, share.call))
-            return {"output": sendable(output, "output"), "cache": None}
+            output = share.gather(self._sharded(share.call))
+            return self._answer(output, None)
         keys = dict(zip(payload["cache"]["keys"], payload["cache"]["names"], strict=True))
         step = Step(**payload["cache"]["step"])
         with self._cache.call(self._family, self._num_blocks, keys, step) as call:
-            output = sharded_forward(self._model, self._family, self._ranks, (args, kwargs), around_blocks=call.block)
-        return {"output": sendable(output, "output"), "cache": self._decided(call)}
+            output = self._sharded((args, kwargs), around_blocks=call.block)
+        return self._answer(output, self._decided(call))
+
+    def _sharded(self, call: Call, **around: AroundBlocks) -> Tensor:
+        return sharded_forward(
+            self._model, self._family, self._ranks, call, attention_on_ranks=self._attention, **around
+        )
+
+    def _answer(self, output: Tensor, cache: dict | None) -> dict:
+        return {"output": sendable(output, "output"), "cache": cache, "compile": self._compile_report()}
+
+    def _compile_report(self) -> dict | None:
+        return None if self._compiled is None else sendable(asdict(self._compiled.report()), "compile report")
 
     def _decided(self, call: CachedCall) -> dict:
         return {

@@ -18,7 +18,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..cache_run import CacheRun
+from ..compile_report import Compiled, CompileReport
 from ..workers import GroupConfig, Shared, WorkerError
+from .comfy_compile import NAME as COMPILE
+from .comfy_compile import CompileOption
 from .comfy_options import KEY
 from .comfy_quantization import quantized_weights
 from .comfy_rank_models import quantized_to
@@ -49,6 +52,7 @@ class Run:
     begun: dict | None = None
     calls: list[dict] = field(default_factory=list)
     keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
+    compile: CompileOption | None = None
 
     def cache_payload(self, call: RemoteCall) -> dict:
         """What the cache needs to know of a call."""
@@ -121,10 +125,15 @@ class Session:
         }
         if self._run.begun is None:
             cache: CacheRun | None = getattr(options.get(KEY, {}).get("run"), "cache", None)
-            begin = self._run.settings | {"cache": None if cache is None else _cache_settings(cache)}
+            self._run.compile = options.get(KEY, {}).get(COMPILE)
+            begin = self._run.settings | {
+                "cache": None if cache is None else _cache_settings(cache),
+                "compile": None if self._run.compile is None else _compile_settings(self._run.compile),
+            }
             self._ask("begin", begin)
             self._run.begun = begin
         answer = self._ask("forward", payload)
+        self._tell_compiled(answer)
         if call is not None:
             self._run.calls.append(payload)
             for name, value in answer["cache"].items():
@@ -135,7 +144,7 @@ class Session:
         """The run has ended, however; keep: leave the weights on the ranks' devices."""
         run, self._run = self._run, None
         if run is not None and run.begun is not None:
-            self.group.call("end", {"keep": keep})
+            self._tell_compiled(self.group.call("end", {"keep": keep}), run)
 
     def detached(self, twin: ModelPatcher, *_) -> None:
         """The host wants the memory of the model back: free the ranks' devices; the next run loads it there again.
@@ -148,6 +157,13 @@ class Session:
                 self.group.call("unload", {"forget": False})
             except WorkerError as error:  # not into the host's memory management, which would end its prompt thread
                 logger.warning("the ranks did not free their devices: %s", error)
+
+    def _tell_compiled(self, answer: Mapping, run: Run | None = None) -> None:
+        option = (run or self._run).compile
+        if option is not None and answer["compile"] is not None:
+            found = received(answer["compile"])
+            compiled = tuple(Compiled(**one) for one in found.pop("compiled"))
+            option.tell(CompileReport(compiled, **found))
 
     def _load_payload(self, model: ModelPatcher) -> dict:
         recipe = recipe_of(model)
@@ -212,6 +228,11 @@ def _patch_payload(model: ModelPatcher) -> dict:
         "quantized": quantized_to(quantized_weights(model)),
         "force_cast_weights": model.force_cast_weights,
     }
+
+
+def _compile_settings(option: CompileOption) -> dict:
+    cache = option.compilation.cache
+    return {"config": asdict(option.config), "directory": None if cache is None else str(cache.directory)}
 
 
 def _cache_settings(cache: CacheRun) -> dict:

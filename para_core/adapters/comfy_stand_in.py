@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..first_block import Step
 
 DIFFUSION_MODEL = "diffusion_model."
+PARALLEL = "parallel"  # name of the option that makes a MODEL sample with a twin
 Forward = Callable[[tuple, dict], "Tensor | list[Tensor]"]
 
 

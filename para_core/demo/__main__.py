@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from ..compilation import Compilation
+from ..compile_config import CompileConfig, compile_obstacle
 from ..residual_cache import CacheConfig
 from .host_rows import host_rows
 from .picture import draw_demo, to_image
@@ -21,7 +23,7 @@ from .table import Row, figures, run_rows
 from .weights import load_autoencoder, load_transformer
 
 THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
-PREDICTION_THRESHOLDS = (0.04, 0.06)
+PREDICTION_THRESHOLDS = (0.06,)
 SCHEMES = {
     "FP8 dynamic per tensor": "fp8_dynamic_per_tensor",
     "FP8 dynamic per row": "fp8_dynamic_per_row",
@@ -29,7 +31,7 @@ SCHEMES = {
     "INT8 weight-only": "int8_weight_only",
     "NF4": "nf4",
 }
-QUANTIZED_PROMPTS = 4  # without hardware for them, quantized rows take their time
+FEW_PROMPTS = 3  # without hardware for them, quantized rows take their time
 TOGETHER = "fp8_dynamic_per_row"  # the scheme that is shown with the cache
 
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T")
     parser.add_argument("--prediction-thresholds", type=float, nargs="*", default=PREDICTION_THRESHOLDS, metavar="T")
     parser.add_argument("--schemes", nargs="*", choices=SCHEMES.values(), default=available(), metavar="SCHEME")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the rows with compiled blocks")
     parser.add_argument("--no-host", action="store_true", help="do not run the demo workflow in ComfyUI")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -51,6 +54,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     rows = [Row("baseline"), *cache_rows(args), *quantized_rows(args.schemes)]
+    rows += [] if args.no_compile else compiled_rows(args.schemes)
     if args.prompts < 1:
         raise ValueError(f"--prompts is {args.prompts}; allowed are whole numbers from 1.")
     transformer, autoencoder = load_transformer(), load_autoencoder()
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     run_rows(rows, transformer, autoencoder, prompts)
     result = figures(rows, prompts)
     args.out.mkdir(parents=True, exist_ok=True)
-    shown = varied(prompts[:QUANTIZED_PROMPTS])
+    shown = varied(prompts[:FEW_PROMPTS])
     for row, figure in zip(rows, result, strict=True):
         figure["image"] = f"demo_{re.sub('[^a-z0-9.]+', '_', row.name.lower())}.png"
         to_image(row.pictures[shown[0]]).save(args.out / figure["image"])
@@ -79,12 +83,26 @@ def cache_rows(args: argparse.Namespace) -> list[Row]:
 
 def quantized_rows(schemes: Sequence[str]) -> list[Row]:
     """Each scheme alone, and FP8 with the cache at the model's own thresholds, which quantization shifts."""
-    few = {"num_prompts": QUANTIZED_PROMPTS}
-    alone = [Row(name, scheme=scheme, **few) for name, scheme in SCHEMES.items() if scheme in schemes]
+    alone = [Row(name, scheme=scheme, num_prompts=FEW_PROMPTS) for name, scheme in SCHEMES.items() if scheme in schemes]
     if TOGETHER not in schemes:
         return alone
     caches = {"FBCache + FP8": CacheConfig(), "prediction + FP8": CacheConfig(decision="prediction", order=1)}
-    return alone + [Row(name, config, TOGETHER, **few) for name, config in caches.items()]
+    return alone + [Row(name, config, TOGETHER, FEW_PROMPTS) for name, config in caches.items()]
+
+
+def compiled_rows(schemes: Sequence[str]) -> list[Row]:
+    """Compiled blocks alone, and everything together; none where there is no compiler."""
+    config = CompileConfig()
+    obstacle = compile_obstacle(config, torch.device("cpu"))
+    if obstacle is not None:
+        sys.stderr.write(f"no rows with compile: {obstacle}\n")
+        return []
+    few = {"num_prompts": FEW_PROMPTS}
+    rows = [Row("compile", **few, compilation=Compilation(config))]
+    if TOGETHER in schemes:
+        everything = Row("FBCache + FP8 + compile", CacheConfig(), TOGETHER, **few, compilation=Compilation(config))
+        rows.append(everything)
+    return rows
 
 
 def available() -> list[str]:

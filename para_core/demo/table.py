@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,8 @@ from tqdm import tqdm
 from ..adapters.diffusers import cache_run
 from ..adapters.diffusers_quantization import quantize_model
 from ..cache_report import RunReport
+from ..compilation import Compilation, compiled_blocks
+from ..families import family_of
 from ..quantization_report import QuantizationReport
 from ..residual_cache import CacheConfig
 from .checker import attribute_accuracy
@@ -35,6 +37,7 @@ class Row:
     config None: no cache. scheme None: not quantized. num_prompts: only on the first so many, None: on all.
     latents: final ones, in any one shape.
     pictures: (prompts, H, W, 3) in 0..1, once decoded. quantization: what the scheme did to the model.
+    compilation: holds what was compiled for the row's model; None: it runs as it is.
     """
 
     name: str
@@ -46,15 +49,31 @@ class Row:
     reports: list[RunReport] = field(default_factory=list)
     pictures: Tensor | None = None
     quantization: QuantizationReport | None = None
+    compilation: Compilation | None = None
 
     def run(self, transformer: nn.Module, prompt: str, seed: int) -> None:
         context, pooled = encode(prompt)
         tokens = noise(1, seed)
         cache = cache_run(transformer, self.config, listener=self.reports.append) if self.config else nullcontext()
         start = time.perf_counter()
-        with cache, torch.no_grad():
+        with self._compiled(transformer), cache, torch.no_grad():
             self.latents.append(denoise(transformer, tokens, context, pooled))
         self.seconds.append(time.perf_counter() - start)
+
+    def _compiled(self, transformer: nn.Module) -> AbstractContextManager:
+        if self.compilation is None:
+            return nullcontext()
+        family = family_of(transformer)
+        return compiled_blocks(transformer, family, self.compilation.config, compilation=self.compilation)
+
+    @property
+    def note(self) -> str:
+        """What to know about the row on this device."""
+        notes = [] if self.quantization is None else [self.quantization.note]
+        if self.compilation is not None:
+            seconds = sum(one.seconds for one in self.compilation.compiled)
+            notes.append(f"compiled in {seconds:.0f} s before the first picture; a CPU gains little by it")
+        return "; ".join(filter(None, notes))
 
 
 def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module, prompts: Sequence[str]) -> None:
@@ -68,6 +87,9 @@ def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module
             row.quantization = next(other.quantization for other in rows if other.scheme == row.scheme)
     for model in models.values():
         Row("warm-up").run(model, prompts[0], 0)
+    for row in rows:
+        if row.compilation is not None:
+            Row("warm-up", row.config, compilation=row.compilation).run(models[row.scheme], prompts[0], 0)
     for number, prompt in enumerate(tqdm(prompts, desc=f"{len(rows)} rows on {len(prompts)} prompts", unit="prompt")):
         for row in rows:
             if row.num_prompts is None or number < row.num_prompts:
@@ -105,7 +127,7 @@ def _figures(row: Row, baseline: Row, scenes: Sequence[Scene]) -> dict[str, obje
         "rel_l2": _mean([float((latent - expected).norm() / expected.norm()) for latent, expected in pairs]),
         "psnr_db": psnr(row.pictures, baseline.pictures[:count]),
         "quantized_memory": None if row.quantization is None else row.quantization.share_of_bf16,
-        "note": "" if row.quantization is None else row.quantization.note,
+        "note": row.note,
         "attribute_accuracy": _mean([attribute_accuracy(scene, picture) for scene, picture in pictures]),
     }
 

@@ -16,7 +16,8 @@ ROW_KEYS = {
 }  # fmt: skip
 
 
-def run(monkeypatch, tmp_path, *arguments):
+def run(monkeypatch, tmp_path, *arguments, compile=False):
+    arguments = arguments if compile else ("--no-compile", *arguments)
     monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path), "--no-host", "--prompts", "2", *arguments])
     main()
     return json.loads((tmp_path / "demo.json").read_text())
@@ -52,6 +53,19 @@ def test_quantized_rows_keep_the_picture_and_their_thresholds_reuse_as_many_step
         assert rows[together]["quantized_memory"] == fp8["quantized_memory"]
         assert rows[together]["reused_steps"] == pytest.approx(rows[alone]["reused_steps"], abs=3.5) != 0
     assert "FP8 dynamic per row and the like: cpu has no kernels for it" in capsys.readouterr().out
+
+
+def test_compiled_rows_keep_picture_and_reused_steps(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch._inductor", reason="this torch has no inductor")
+    few = ("--thresholds", "0.1", "--prediction-thresholds", "--schemes", "fp8_dynamic_per_row")
+    rows = {row["name"]: row for row in run(monkeypatch, tmp_path, *few, compile=True)["rows"]}
+    assert list(rows)[-2:] == ["compile", "FBCache + FP8 + compile"], "no compiler"
+    assert rows["compile"]["rel_l2"] < 1e-4 and rows["compile"]["reused_steps"] == 0
+    assert "before the first picture" in rows["compile"]["note"]
+    apart, together = rows["FBCache + FP8"], rows["FBCache + FP8 + compile"]
+    assert together["reused_steps"] == pytest.approx(apart["reused_steps"], abs=1) != 0
+    assert together["rel_l2"] == pytest.approx(apart["rel_l2"], rel=0.3)
+    assert together["quantized_memory"] == apart["quantized_memory"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Compile Model on the launcher's ranks: as exact as on one device, compiled once, whatever comes between runs."""
+
+import pytest
+from tiny_models import TINY_MODELS, build, fbcache, relative, sample
+from tiny_models.lora import lora
+
+pytestmark = pytest.mark.usefixtures("comfy")
+FLUX, WAN = TINY_MODELS["flux"], TINY_MODELS["wan"]
+EXACT = 1e-5  # of float32, by other kernels and in another order; as on one device
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    from para_core.adapters.comfy_compile import apply_compile
+    from para_core.compile_config import CompileConfig
+
+    return lambda model, listener=None, **config: apply_compile(
+        model, CompileConfig(**config), directory=tmp_path, listener=listener
+    )
+
+
+@pytest.fixture
+def launched(groups):
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.parallel_config import ParallelConfig
+
+    return lambda model, **settings: apply_parallel(model, ParallelConfig(("cpu", "cpu"), **settings), groups.session)
+
+
+def report_of(patcher):
+    from para_core.adapters.comfy_compile import last_compile_report
+
+    return last_compile_report(patcher)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "backend", "settings"),
+    [
+        (FLUX, "inductor", {"ulysses_degree": 2}),
+        (FLUX, "eager", {"ring_degree": 2}),
+        (WAN, "eager", {"ulysses_degree": 2}),
+        (WAN, "eager", {"ring_degree": 2}),
+    ],
+    ids=["flux-ulysses", "flux-ring", "wan-ulysses", "wan-ring"],
+)
+def test_compiled_blocks_give_the_same_in_one_piece(compiled, launched, tiny, backend, settings):
+    model, reports = build(tiny), []
+    config = {"fullgraph": True, "backend": backend}
+    here = compiled(model, **config | {"backend": "eager"})
+    there = launched(compiled(model, reports.append, **config), **settings)
+    for num_tokens in ((7, 7), (9, 5), (7, 7)):
+        call = {"cfg": 4.0, "num_tokens": num_tokens}
+        assert relative(sample(there, tiny, **call), sample(model, tiny, **call)) <= EXACT
+        sample(here, tiny, **call)
+    report, of_one = report_of(there), report_of(here)
+    assert report.uncompiled == {} and report.finished
+    assert (report.num_kinds, report.num_blocks) == (of_one.num_kinds, of_one.num_blocks)
+    assert 0 < report.num_compilations <= of_one.num_compilations and report.compiled == (), "no run is compiled twice"
+    assert any(report.compiled for report in reports) and reports[-1] == report
+    assert report.cache_bytes > 0 or backend != "inductor"
+
+
+def test_a_lora_and_the_cache_compile_nothing_anew(compiled, launched):
+    model = build(FLUX)
+    sample(launched(compiled(model, backend="eager")), FLUX, cfg=4.0)
+    for strength in (0.7, 0.3):
+        changed = lora(model, strength)
+        settings = {"max_consecutive_hits": 2}
+        expected = sample(fbcache(changed, 100.0, **settings), FLUX, cfg=4.0)
+        patcher = fbcache(launched(compiled(changed, backend="eager")), 100.0, **settings)
+        assert relative(sample(patcher, FLUX, cfg=4.0), expected) <= EXACT
+        assert report_of(patcher).compiled == ()
+
+
+@pytest.mark.parametrize(
+    ("compiling", "message"),
+    [
+        ({"scope": "model"}, 'Set scope to "blocks"'),
+        ({"mode": "reduce-overhead"}, 'Set backend "inductor" and mode "default"'),
+    ],
+)
+def test_what_cannot_run_on_ranks_is_refused(compiled, launched, compiling, message):
+    with pytest.raises(ValueError, match=message):
+        sample(launched(compiled(build(FLUX), **compiling)), FLUX)
