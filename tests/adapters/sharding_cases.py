@@ -141,5 +141,43 @@ def cached(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]
     return *errors, [record.reused for record in run.report().conditionings["positive"]], len(seen) == sum(num_blocks)
 
 
+def compiled(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]) -> tuple[list[float], int, dict]:
+    """Traced blocks (no code is generated) on the ranks: errors of two calls, compilations, what was not compiled."""
+    from para_core.adapters.comfy_compile import HostEntrance
+    from para_core.adapters.comfy_sharding import AttentionOnRanks, sharded_forward
+    from para_core.compilation import Compilation
+    from para_core.compile_config import CompileConfig
+    from para_core.families import family_of
+    from para_core.mesh_ranks import MeshRanks
+
+    patcher = model_of(model)
+    diffusion_model = patcher.model.diffusion_model
+    family = family_of(diffusion_model)
+    compilation, attention = Compilation(CompileConfig(backend="eager", dynamic="on")), AttentionOnRanks()
+    errors = []
+
+    def both(*args, **kwargs):
+        del diffusion_model.forward
+        expected = diffusion_model(*args, **kwargs)
+        for _ in range(2):
+            with compilation.run(diffusion_model, family, entrance=HostEntrance()) as run:
+                output = sharded_forward(
+                    diffusion_model, family, MeshRanks(mesh_of(mesh)), (args, kwargs), attention_on_ranks=attention
+                )
+            errors.append(relative(output, expected))
+        assert run.compiled == [], "the second run was compiled again"
+        uncompiled.update(run.uncompiled)
+        diffusion_model.forward = both
+        return expected
+
+    uncompiled: dict[str, int] = {}
+    diffusion_model.forward = both
+    try:
+        sample(patcher, TINIES[model], steps=1, positive=conditioning(TINIES[model], 1, 9))
+    finally:
+        diffusion_model.__dict__.pop("forward", None)
+    return errors, len(compilation.compiled), uncompiled
+
+
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -175,6 +175,13 @@ def test_first_block_cache_is_inside(on_ranks, name):
         assert asked_every_block
 
 
+@pytest.mark.parametrize("name", SHARDED)
+def test_compiled_blocks_attend_to_all_ranks(on_ranks, name):
+    for errors, num_compilations, uncompiled in on_ranks("compiled", name, RING):
+        assert max(errors) <= TOLERANCE
+        assert num_compilations and not uncompiled
+
+
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_obstacle_is_known_before_sampling(name):
     from para_core.adapters.comfy_sharding import sharded_forward
