@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ModelMixin
@@ -17,6 +18,7 @@ from ..attention import RankMesh, choose_mesh, init_context_parallel_mesh
 from ..batch_rows import BatchRows
 from ..families import family_of
 from ..mesh_ranks import MeshRanks
+from ..sharded_attention import attending, attention
 from ..sharded_blocks import sharded_blocks
 from ..sharded_call import ShardedCall, refuse_unsharded
 
@@ -33,15 +35,21 @@ class AttentionOnRanks(TorchFunctionMode):
         self._sharded = sharded
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        over = self._sharded.next_attention() if func is F.scaled_dot_product_attention else None
-        return func(*args, **kwargs) if over is None else self._attention(over, *args, **kwargs)
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attention(*args, **(kwargs or {}))
 
-    def _attention(self, over, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options) -> Tensor:
+    def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options) -> Tensor:
+        compiling = torch.compiler.is_compiling()  # then the operator asks, when it runs
+        over = None if compiling else self._sharded.next_attention()
+        if over is None and not compiling:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
         if is_causal or dropout_p:
             raise ValueError(f"causal attention ({is_causal}) and dropout ({dropout_p}) run on one device only.")
         if attn_mask is not None:
             attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
+        if compiling:
+            return attention(query, key, value, attn_mask, **options)
         return self._sharded.attention(over, query, key, value, mask=attn_mask, **options)
 
 
@@ -63,7 +71,7 @@ class ParallelHook(ModelHook):
         rows = BatchRows(self.mesh, given["hidden_states"].shape[0])
         num_blocks = [len(stack.blocks_in(module)) for stack in self._family.stacks]
         sharded = ShardedCall(self._family, num_blocks, self.ranks)
-        with sharded_blocks(module, self._family, sharded), AttentionOnRanks(sharded):
+        with attending(sharded), sharded_blocks(module, self._family, sharded), AttentionOnRanks(sharded):
             output = self.fn_ref.original_forward(**{name: rows.of(value) for name, value in given.items()})
         if isinstance(output, tuple):
             return (rows.gather(output[0]), *output[1:])

@@ -79,6 +79,24 @@ def cached(rank: int, world_size: int, *, mesh, parallel_first: bool) -> tuple[f
     return relative(output, expected), reused, output
 
 
+def compiled(rank: int, world_size: int, *, mesh, parallel_first: bool) -> tuple[float, int, list]:
+    """Error of the second run with traced blocks (no code is generated), kinds found, what the second run compiled."""
+    from para_core.adapters.diffusers_compile import compile_pipe
+    from para_core.adapters.diffusers_parallel import parallelize_pipe
+
+    pipe, reports = pipeline(), []
+    expected = images(pipe)
+    settings = {"backend": "eager", "fullgraph": True, "listener": reports.append}
+    if parallel_first:
+        pipe = compile_pipe(parallelize_pipe(pipe, mesh=mesh_of(mesh)), **settings)
+    else:
+        pipe = parallelize_pipe(compile_pipe(pipe, **settings), mesh=mesh_of(mesh))
+    images(pipe)
+    output = images(pipe)
+    assert not reports[-1].uncompiled and reports[-1].num_compilations
+    return relative(output, expected), reports[-1].num_kinds, list(reports[-1].compiled)
+
+
 def refused(rank: int, world_size: int, *, mesh) -> tuple[str, str]:
     from para_core.adapters.diffusers_parallel import parallelize_pipe
 

@@ -46,6 +46,13 @@ def test_cache_and_ranks_in_either_order(on_ranks, parallel_first):
     assert torch.equal(output, same)
 
 
+@pytest.mark.parametrize(("mesh", "parallel_first"), [(RING, True), (ULYSSES, False)], ids=["ring", "ulysses"])
+def test_compiled_blocks_and_ranks_in_either_order(on_ranks, mesh, parallel_first):
+    for error, num_kinds, compiled in on_ranks("compiled", mesh=mesh, parallel_first=parallel_first):
+        assert error <= TOLERANCE
+        assert (num_kinds, compiled) == (2, [])
+
+
 def test_what_cannot_be_split_is_refused_by_name(on_ranks):
     for control, heads in on_ranks("refused", mesh=ULYSSES):
         assert control.startswith("`controlnet_block_samples` cannot be split among ranks")
