@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import resource
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,16 +107,74 @@ def _bytes_read(pid: int) -> int:
         return int(next(line for line in figures if line.startswith("rchar")).split()[1])
 
 
-@pytest.mark.parametrize(("victim", "cache"), [(0, False), (1, True)], ids=["first", "second, cache"])
-def test_a_killed_rank_costs_time_and_not_the_picture(server, victim, cache):
-    prompt = spread(server, steps=LONG, seed=10, cache=cache)
-    server.free()
-    expected = latent_of(server, server.run_workflow(prompt))
+@pytest.fixture(scope="module")
+def undisturbed(server):
+    """cache -> the long workflow with or without the cache, and the latent that it gives."""
+
+    @functools.cache
+    def run(cache: bool) -> tuple[dict, torch.Tensor]:
+        prompt = spread(server, steps=LONG, seed=10, cache=cache)
+        server.free()
+        return prompt, latent_of(server, server.run_workflow(prompt))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("victim", "signal_", "cache"),
+    [(0, signal.SIGKILL, False), (1, signal.SIGKILL, True), (1, signal.SIGSTOP, False)],
+    ids=["first", "second, cache", "hanging"],
+)
+def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim, signal_, cache):
+    prompt, expected = undisturbed(cache)
     server.free()
     future, pool = started(server, prompt)
     with pool:
-        os.kill(ranks(server)[victim]["pid"], signal.SIGKILL)
+        begun = time.monotonic()
+        os.kill(ranks(server)[victim]["pid"], signal_)
         assert torch.equal(latent_of(server, future.result()), expected)
+        assert time.monotonic() - begun < 20 + 60, "a silent rank is replaced after 20 s"
+    assert ("no sign of life" in ranks(server)[victim]["error"]) == (signal_ == signal.SIGSTOP)
+
+
+def test_three_kills_in_a_row_are_one_error_and_the_next_prompt_works(server):
+    server.free()
+    future, pool = started(server, spread(server, steps=LONG, seed=11, cache=False))
+    killed = set()
+    with pool:
+        while not future.done():
+            for rank in ranks(server):
+                if rank["rank"] == 1 and rank["pid"] and rank["pid"] not in killed:
+                    time.sleep(0.5)  # let it come up
+                    os.kill(rank["pid"], signal.SIGKILL)
+                    killed.add(rank["pid"])
+            time.sleep(0.05)
+        with pytest.raises(HostError, match=r"^KSampler: rank 1 was lost: SIGKILL\n") as error:
+            future.result()
+    assert len(killed) == 3
+    assert "Traceback" not in str(error.value)
+    assert server.run_workflow(spread(server, seed=12)).images
+
+
+def test_a_rank_out_of_memory_is_one_error_without_another_try(server):
+    """The limit goes with the process: were anything tried again on new ones, the run would succeed."""
+    server.run_workflow(spread(server, seed=13))
+    pid = ranks(server)[1]["pid"]
+    limit = _virtual_memory(pid) + 8 * 2**20
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+    prompt = spread(server, seed=14, cache=False)
+    prompt[key_of(prompt, "EmptySD3LatentImage")]["inputs"] |= {"width": 1024, "height": 1024}
+    begun = time.monotonic()
+    with pytest.raises(HostError, match=r"^KSampler: rank 1 raised in forward: .*allocate.*\n") as error:
+        server.run_workflow(prompt)
+    assert time.monotonic() - begun < 30
+    assert str(error.value).count("Traceback") == 1 and "comfy_rank" in str(error.value)
+    assert server.run_workflow(spread(server, seed=15)).images
+
+
+def _virtual_memory(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as figures:
+        return int(figures.read().split()[0]) * resource.getpagesize()
 
 
 def test_cancel_takes_effect_at_once_and_leaves_the_processes(server):

@@ -46,6 +46,9 @@ class ParallelOption:
         """How the ranks share a call of so many rows. Raises ValueError for degrees that the model does not allow."""
         return choose_mesh(world_size, num_heads=self.num_heads, num_rows=num_rows, request=self.config.mesh)
 
+    def __deepcopy__(self, memo: dict) -> ParallelOption:
+        return self  # ComfyUI 0.3 copies options with every clone, down to the group's sockets
+
 
 def apply_parallel(
     model: ModelPatcher,
@@ -118,10 +121,12 @@ def _outer_sample(executor, noise, *args, **kwargs):
 def unload(model: ModelPatcher) -> None:
     """Have the host let go of the model's weights, and take LoRAs out of them."""
     of_one = getattr(comfy.model_management, "unload_model_and_clones", None)  # not in ComfyUI 0.3
-    if of_one is None:
-        comfy.model_management.unload_all_models()
-    else:
+    if of_one is not None:
         of_one(model, unload_additional_models=False)
+        return
+    loaded = comfy.model_management.current_loaded_models
+    others = [one for one in loaded if one.model is None or not one.model.is_clone(model)]
+    comfy.model_management.free_memory(1e30, model.load_device, others)
 
 
 def _num_rows(guider: object, noise: Tensor) -> int:

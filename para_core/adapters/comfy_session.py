@@ -36,6 +36,7 @@ class Group(Protocol):
 
     config: GroupConfig
     alive: bool
+    connected: bool
     recover: Callable[[], None] | None
 
     def call(self, method: str, payload: Mapping, **settings) -> object: ...
@@ -143,7 +144,7 @@ class Session:
     def end_run(self, *, keep: bool) -> None:
         """The run has ended, however; keep: leave the weights on the ranks' devices."""
         run, self._run = self._run, None
-        if run is not None and run.begun is not None:
+        if run is not None and run.begun is not None and self.group.connected:  # new ranks know of no run
             self._tell_compiled(self.group.call("end", {"keep": keep}), run)
 
     def detached(self, twin: ModelPatcher, *_) -> None:

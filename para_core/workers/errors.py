@@ -17,3 +17,11 @@ class WorkerError(RuntimeError):
 
 class Cancelled(Exception):
     """The caller's `cancelled` returned true."""
+
+
+def cause_of(traceback: str) -> str:
+    """The line of a formatted traceback that says what was raised; its message may have further lines."""
+    lines = traceback.splitlines() or [""]
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    behind = lines[frames[-1] + 1 :] if frames else lines
+    return next((line for line in behind if line and not line[0].isspace()), lines[-1])

@@ -63,6 +63,11 @@ class WorkerGroup:
         """Whether calls are possible; ranks may be starting."""
         return not self._closed and (self._local is None or self._local.alive)
 
+    @property
+    def connected(self) -> bool:
+        """Whether the ranks are there, as far as is known: a call need not wait for new ones."""
+        return self.alive and self._line.is_open
+
     def call(
         self,
         method: str,

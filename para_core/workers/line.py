@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .channel import POLL, Connection, ConnectionLost, connect
-from .errors import Cancelled, WorkerError
+from .errors import Cancelled, WorkerError, cause_of
 from .protocol import Block, Message, Payload, decode
 from .shared_memory import GrowingBuffer, ReceivedBuffer, SharedMemory
 
@@ -94,7 +94,7 @@ class Line:
         frame = self._take()
         if not frame["ok"]:
             rank, error = frame["rank"], frame["error"]
-            raise WorkerError(f"rank {rank} raised in {method}:", rank=rank, details=error)
+            raise WorkerError(f"rank {rank} raised in {method}: {cause_of(error)}", rank=rank, details=error)
         result = decode(self._inbox.message(frame["size"]), [], own=torch.clone)
         self._inbox.settle()
         return result

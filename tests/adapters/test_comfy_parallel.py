@@ -1,5 +1,7 @@
 """The Context-Parallel Launcher's MODEL on real processes: two ranks on gloo, ComfyUI's own sampler in this one."""
 
+import copy
+
 import pytest
 from tiny_models import TINY_MODELS, build, fbcache, relative, sample
 from tiny_models.lora import lora
@@ -34,5 +36,7 @@ def test_loras_and_the_cache(parallel):
     expected = sample(fbcache(model, 100.0, reports.append, **settings), FLUX, cfg=4.0)
     result = sample(fbcache(parallel(model), 100.0, reports.append, **settings), FLUX, cfg=4.0)
     assert relative(result, expected) <= EXACT
+    copied = copy.deepcopy(parallel(model).model_options)  # ComfyUI 0.3 does it with every clone
+    assert "parallel" in copied["transformer_options"]["para_accelerate"]
     here, there = (report for report in reports if report.finished)
     assert there.num_block_calls == here.num_block_calls < here.num_block_calls_baseline

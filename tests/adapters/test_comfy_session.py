@@ -21,7 +21,7 @@ class Context:
 class InProcess:
     """A group of one rank that answers at once. calls: the methods that were asked for."""
 
-    alive = True
+    alive = connected = True
 
     def __init__(self):
         from para_core.workers import GroupConfig

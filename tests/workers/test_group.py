@@ -63,6 +63,7 @@ def test_error_on_one_rank_comes_with_its_traceback_and_leaves_the_group_up(grou
     with pytest.raises(WorkerError, match="rank 1 does not like it") as caught:
         group.call("fail", {"ranks": [1], "then_reduce": False})
     assert caught.value.rank == 1 and "services.py" in caught.value.details
+    assert str(caught.value).splitlines()[0] == "rank 1 raised in fail: ValueError: rank 1 does not like it"
     assert group.call("info")[-1] == pid
 
 
