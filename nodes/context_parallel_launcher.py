@@ -2,11 +2,11 @@
 
 from functools import partial
 
-import comfy.model_management
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_parallel import apply_parallel
-from ..para_core.parallel_config import BACKENDS, BATCH_PARALLEL, ParallelConfig, chosen_devices
+from ..para_core.parallel_config import BATCH_PARALLEL, ParallelConfig
+from . import rank_inputs
 from .rank_events import GROUPS, say_on_node
 
 
@@ -22,20 +22,11 @@ class ContextParallelLauncher(io.ComfyNode):
             search_aliases=["multi gpu", "context parallel", "sequence parallel", "ulysses", "ring attention", "xdit"],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion transformer; the node lists what it supports."),
-                io.Int.Input(
-                    "num_devices",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip="How many devices compute together. More: faster, as long as the image has many tokens. "
-                    "0: all of this machine. 1: nothing changes.",
+                rank_inputs.num_devices(
+                    "How many devices compute together. More: faster, as long as the image has many tokens. "
+                    "0: all of this machine. 1: nothing changes."
                 ),
-                io.String.Input(
-                    "devices",
-                    default="",
-                    tooltip="Which ones, for example 0, 1 or cuda:2, cuda:3. cpu runs the processes on the CPU, for "
-                    "tests. Empty: the first ones.",
-                ),
+                rank_inputs.devices(),
                 io.Int.Input(
                     "ring_degree",
                     default=0,
@@ -59,18 +50,8 @@ class ContextParallelLauncher(io.ComfyNode):
                     tooltip="Whether positive and negative prompt are computed on different halves of the devices. "
                     "Helps at cfg above 1. auto: where the rows of the batch divide.",
                 ),
-                io.Combo.Input(
-                    "backend",
-                    options=list(BACKENDS),
-                    default="auto",
-                    tooltip="How the processes talk: nccl between GPUs, gloo between CPUs. auto: by device.",
-                ),
-                io.String.Input(
-                    "attach_to",
-                    default="",
-                    tooltip="Address (a socket file) of a group that you started yourself with torchrun, for example "
-                    "on several machines; then the devices are its own. Empty: the node starts one here.",
-                ),
+                rank_inputs.backend(),
+                rank_inputs.attach_to(),
                 io.Boolean.Input(
                     "keep_loaded",
                     default=True,
@@ -85,8 +66,7 @@ class ContextParallelLauncher(io.ComfyNode):
     @classmethod
     def execute(cls, model, num_devices, devices, attach_to, **settings) -> io.NodeOutput:
         node_id, address = cls.hidden.unique_id, attach_to.strip()
-        default = comfy.model_management.get_torch_device()
-        chosen = () if address else chosen_devices(num_devices, devices, default)
+        chosen = rank_inputs.requested_devices(num_devices, devices, address)
         config = ParallelConfig(chosen, attach_to=address, **settings)
         if len(chosen) == 1:
             say_on_node(node_id, "One device: the model runs as it is, without further processes.")

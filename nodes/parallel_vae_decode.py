@@ -1,10 +1,10 @@
 """Parallel VAE Decode: an image or a video decoded on several devices at once."""
 
-import comfy.model_management
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_parallel_vae import parallel_vae_decode
-from ..para_core.parallel_config import BACKENDS, ParallelConfig, chosen_devices
+from ..para_core.parallel_config import ParallelConfig
+from . import rank_inputs
 from .rank_events import GROUPS, say_on_node
 
 
@@ -21,27 +21,13 @@ class ParallelVAEDecode(io.ComfyNode):
             inputs=[
                 io.Latent.Input("samples", tooltip="The latent to decode."),
                 io.Vae.Input("vae", tooltip="The VAE that decodes it."),
-                io.Int.Input(
-                    "num_devices",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip="How many devices decode together. More: faster and less memory on each. 0: all of this "
-                    "machine. 1: decodes as VAE Decode does.",
+                rank_inputs.num_devices(
+                    "How many devices decode together. More: faster and less memory on each. 0: all of this machine. "
+                    "1: decodes as VAE Decode does."
                 ),
-                io.String.Input("devices", default="", tooltip="Which ones, for example 0, 1. Empty: the first ones."),
-                io.Combo.Input(
-                    "backend",
-                    options=list(BACKENDS),
-                    default="auto",
-                    tooltip="How the processes talk: nccl between GPUs, gloo between CPUs. auto: by device.",
-                ),
-                io.String.Input(
-                    "attach_to",
-                    default="",
-                    tooltip="Address (a socket file) of a group that you started yourself with torchrun. Empty: the "
-                    "node starts one here.",
-                ),
+                rank_inputs.devices(),
+                rank_inputs.backend(),
+                rank_inputs.attach_to(),
             ],
             outputs=[io.Image.Output(tooltip="The decoded image, or the frames of the video.")],
             hidden=[io.Hidden.unique_id],
@@ -52,7 +38,7 @@ class ParallelVAEDecode(io.ComfyNode):
         address, latent = attach_to.strip(), samples["samples"]
         if getattr(latent, "is_nested", False):
             latent = latent.unbind()[0]
-        chosen = () if address else chosen_devices(num_devices, devices, comfy.model_management.get_torch_device())
+        chosen = rank_inputs.requested_devices(num_devices, devices, address)
         if len(chosen) == 1:
             say_on_node(cls.hidden.unique_id, "One device: decoded as VAE Decode does.")
             images = vae.decode(latent)

@@ -11,6 +11,7 @@ from para_core.demo.workflow import to_api
 
 ROOT = Path(__file__).absolute().parent.parent
 DEMO, FLUX = ROOT / "workflows" / "para_demo.json", ROOT / "workflows" / "flux1_dev_fbcache.json"
+PARALLEL = ROOT / "workflows" / "para_demo_parallel.json"
 PATCHER = """() => app.rootGraph.nodes.find(node => node.type === 'ParaFBCachePatcher')"""
 
 
@@ -66,7 +67,7 @@ def test_quantized_model_is_shown_on_its_node_and_in_the_report(frontend):
     assert frontend.broken == []
 
 
-@pytest.mark.parametrize("file", [DEMO, FLUX], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [DEMO, FLUX, PARALLEL], ids=lambda file: file.stem)
 def test_own_conversion_is_the_interface_s(frontend, server, file):
     frontend.open()
     frontend.load(file)
@@ -75,6 +76,14 @@ def test_own_conversion_is_the_interface_s(frontend, server, file):
         for node_id, node in frontend.prompt().items()
     }
     assert to_api(json.loads(file.read_text(encoding="utf-8")), server.object_info()) == sent
+
+
+def test_parallel_workflow_loads_with_nothing_missing(frontend):
+    frontend.open()
+    frontend.load(PARALLEL)
+    frontend.page.wait_for_timeout(500)
+    frontend.screenshot("parallel_workflow.png")
+    assert frontend.missing_nodes() == frontend.toasts() == []
 
 
 def test_flux_workflow_misses_nothing_but_the_models(frontend):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import resource
 import signal
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -13,10 +15,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_server import demo, pixels
+from test_server import SHIPPED, demo, pixels
+from two_machines import documented_command, two_agents
 
-from para_core.demo.host import ComfyServer, HostError
+from para_core.demo.host import PACK, ComfyServer, HostError
+from para_core.demo.workflow import to_api
 
+HELP, LAUNCHER_ID = PACK / "web" / "docs", "ParaContextParallelLauncher"
+WORKFLOW = SHIPPED.with_name("para_demo_parallel.json")
 LAUNCHER = {
     "num_devices": 2, "devices": "cpu", "ring_degree": 0, "ulysses_degree": 0, "batch_parallel": "auto",
     "backend": "auto", "attach_to": "", "keep_loaded": True,
@@ -93,6 +99,20 @@ def test_the_picture_is_that_of_one_device_with_the_same_decisions(server):
     assert there["num_block_calls"] == here["num_block_calls"]
 
 
+def test_shipped_workflow_runs_with_one_device_and_with_two(server):
+    shipped = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    single = server.run_workflow(shipped)
+    notices = [said["text"] for said in single.events_of("progress_text") if said["text"].startswith("One device")]
+    assert len(notices) == (2 if torch.cuda.device_count() < 2 else 0), "of the launcher and of the decoder"
+    prompt = to_api(shipped, server.object_info())
+    for node in prompt.values():
+        if "devices" in node["inputs"]:
+            node["inputs"] |= {"num_devices": 2, "devices": "cpu"}
+    together = server.run_workflow(prompt)
+    assert any("2 ranks: batch 1 x ring 1" in said["text"] for said in together.events_of("progress_text"))
+    assert np.abs(pixels(together.images[0]).astype(int) - pixels(single.images[0])).max() <= 1
+
+
 def test_a_second_prompt_starts_no_process_and_loads_nothing(server):
     server.run_workflow(spread(server, seed=2))
     before = ranks(server)
@@ -138,8 +158,9 @@ def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim,
 
 
 def test_three_kills_in_a_row_are_one_error_and_the_next_prompt_works(server):
-    server.free()
+    server.run_workflow(spread(server, seed=12))  # the processes are there: the next run is soon among its steps
     future, pool = started(server, spread(server, steps=LONG, seed=11, cache=False))
+    time.sleep(1)
     killed = set()
     with pool:
         while not future.done():
@@ -149,27 +170,27 @@ def test_three_kills_in_a_row_are_one_error_and_the_next_prompt_works(server):
                     os.kill(rank["pid"], signal.SIGKILL)
                     killed.add(rank["pid"])
             time.sleep(0.05)
-        with pytest.raises(HostError, match=r"^KSampler: rank 1 was lost: SIGKILL\n") as error:
+        with pytest.raises(HostError, match=r"^KSampler: rank 1 was lost: SIGKILL(\n|$)") as error:
             future.result()
     assert len(killed) == 3
     assert "Traceback" not in str(error.value)
-    assert server.run_workflow(spread(server, seed=12)).images
+    assert server.run_workflow(spread(server, seed=13)).images
 
 
 def test_a_rank_out_of_memory_is_one_error_without_another_try(server):
     """The limit goes with the process: were anything tried again on new ones, the run would succeed."""
-    server.run_workflow(spread(server, seed=13))
+    server.run_workflow(spread(server, seed=14))
     pid = ranks(server)[1]["pid"]
     limit = _virtual_memory(pid) + 8 * 2**20
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
-    prompt = spread(server, seed=14, cache=False)
+    prompt = spread(server, seed=15, cache=False)
     prompt[key_of(prompt, "EmptySD3LatentImage")]["inputs"] |= {"width": 1024, "height": 1024}
     begun = time.monotonic()
     with pytest.raises(HostError, match=r"^KSampler: rank 1 raised in forward: .*allocate.*\n") as error:
         server.run_workflow(prompt)
     assert time.monotonic() - begun < 30
     assert str(error.value).count("Traceback") == 1 and "comfy_rank" in str(error.value)
-    assert server.run_workflow(spread(server, seed=15)).images
+    assert server.run_workflow(spread(server, seed=16)).images
 
 
 def _virtual_memory(pid: int) -> int:
@@ -216,6 +237,21 @@ def test_parallel_decode_gives_the_same_picture(server):
     decoder["class_type"], decoder["inputs"] = "ParaParallelVAEDecode", decoder["inputs"] | DECODER
     together = server.run_workflow(prompt)
     assert np.abs(pixels(together.images[0]).astype(int) - pixels(single.images[0])).max() <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address on Linux")
+def test_a_group_on_two_machines_started_as_the_help_pages_say(server, tmp_path):
+    given = {"HOST:29400": "HOST:PORT", "--nproc-per-node=4": "--nproc-per-node=1"}
+    english = documented_command(HELP / f"{LAUNCHER_ID}.md", **given)
+    assert documented_command(HELP / LAUNCHER_ID / "zh.md", **given) == english
+    with two_agents(english, tmp_path / "para.sock", {"PYTHONPATH": str(PACK)}, server.comfyui) as address:
+        for seed in (40, 41):
+            prompt = spread(server, steps=8, seed=seed, cache=False, devices="", num_devices=0, attach_to=str(address))
+            together, single = server.run_workflow(prompt), server.run_workflow(alone(prompt))
+            expected = latent_of(server, single)
+            assert (latent_of(server, together) - expected).norm() <= 1e-6 * expected.norm()
+            assert any("2 ranks" in said["text"] for said in together.events_of("progress_text"))
+        server.request("/para/ranks/stop", {})
 
 
 def test_two_servers_side_by_side_and_one_that_is_killed(comfyui, server):

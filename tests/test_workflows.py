@@ -38,8 +38,8 @@ def boxes(workflow: dict) -> dict[str, tuple[float, float, float, float]]:
     }
 
 
-def test_both_workflows_are_there():
-    assert [file.stem for file in FILES] == ["flux1_dev_fbcache", "para_demo"]
+def test_all_workflows_are_there():
+    assert [file.stem for file in FILES] == ["flux1_dev_fbcache", "para_demo", "para_demo_parallel"]
 
 
 @workflows

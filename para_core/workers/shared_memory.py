@@ -68,21 +68,16 @@ class SharedMemory:
             self.descriptor = -1
 
 
-class GrowingBuffer:
-    """The memory that one side's messages are written to, one after the other; replaced by a larger one when needed."""
+class Buffer:
+    """Memory that holds one message after the other, mapped here."""
 
     def __init__(self) -> None:
         self.memory: SharedMemory | None = None
         self._tensor: torch.Tensor | None = None
 
-    def reserve(self, size: int) -> tuple[torch.Tensor, bool]:
-        """A uint8 tensor of at least size bytes, and whether it is new to the peer."""
-        if self.memory is not None and size <= self.memory.size:
-            return self._tensor, False
+    def replace(self, memory: SharedMemory) -> None:
         self.close()
-        self.memory = SharedMemory.create(max(SMALLEST, size if size > KEPT else 1 << (size - 1).bit_length()))
-        self._tensor = self.memory.mapped()
-        return self._tensor, True
+        self.memory, self._tensor = memory, memory.mapped()
 
     def settle(self) -> None:
         """After a message: both ends give back what is too large to keep."""
@@ -95,28 +90,22 @@ class GrowingBuffer:
         self.memory = self._tensor = None
 
 
-class ReceivedBuffer:
-    """The peer's GrowingBuffer, mapped here."""
+class GrowingBuffer(Buffer):
+    """What one side's messages are written to; replaced by a larger one when needed."""
 
-    def __init__(self) -> None:
-        self.memory: SharedMemory | None = None
-        self._tensor: torch.Tensor | None = None
+    def reserve(self, size: int) -> tuple[torch.Tensor, bool]:
+        """A uint8 tensor of at least size bytes, and whether it is new to the peer."""
+        if self.memory is not None and size <= self.memory.size:
+            return self._tensor, False
+        self.replace(SharedMemory.create(max(SMALLEST, size if size > KEPT else 1 << (size - 1).bit_length())))
+        return self._tensor, True
 
-    def replace(self, memory: SharedMemory) -> None:
-        self.close()
-        self.memory, self._tensor = memory, memory.mapped()
+
+class ReceivedBuffer(Buffer):
+    """The peer's GrowingBuffer."""
 
     def message(self, size: int) -> torch.Tensor:
         """Raises ValueError where the peer announces more than it has sent."""
         if self.memory is None or not 0 <= size <= self.memory.size:
             raise ValueError(f"a message of {size} bytes is announced in a buffer that is smaller")
         return self._tensor[:size]
-
-    def settle(self) -> None:
-        if self.memory is not None and self.memory.size > KEPT:
-            self.close()
-
-    def close(self) -> None:
-        if self.memory is not None:
-            self.memory.close()
-        self.memory = self._tensor = None

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from two_machines import two_agents
 
 from para_core.workers import Shared, WorkerError, attach
 
@@ -19,33 +17,16 @@ TESTS = Path(__file__).absolute().parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address on Linux")
 
 
-def agent(host: str, port: int, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--local-addr={host}", "--rdzv-id=test"]
-    command += [f"--rdzv-conf=is_host={int(host == '127.0.0.1')}", "--monitor-interval=0.1"]
-    command += ["-m", "para_core.workers", "--service=workers.services:Session", "--heartbeat-timeout=5", *arguments]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-
-
 @pytest.fixture(scope="module")
 def attached(tmp_path_factory):
-    """The client's machine is the second address, whose rank elastic need not make its first."""
-    address = tmp_path_factory.mktemp("attached") / "group.sock"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    agents = [agent("127.0.0.1", port), agent("127.0.0.2", port, f"--address={address}")]
-    deadline = time.monotonic() + 120
-    while not address.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    group = attach(address, start_timeout=120)
-    yield group
-    group.close()
-    for process in agents:
-        process.terminate()
-    for process in agents:
-        process.wait(40)
+    command = "torchrun --nnodes=2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
+    command += " -m para_core.workers --service=workers.services:Session --heartbeat-timeout=5"
+    environment = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    folder = tmp_path_factory.mktemp("attached")
+    with two_agents(command.split(), folder / "group.sock", environment, folder) as address:
+        group = attach(address, start_timeout=120)
+        yield group
+        group.close()
 
 
 def test_call_reaches_both_machines(attached):
