@@ -8,7 +8,11 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One evaluation of one conditioning. diff: the estimate of the run's decision, None where there was none."""
+    """One evaluation of one conditioning.
+
+    diff: the estimate of the run's decision; None where there was nothing to compare with, and on a reused step where
+    the outcome was clear in advance and not even the first block ran.
+    """
 
     step: int
     sigma: float
@@ -122,4 +126,7 @@ class RunReport:
 def _reused(label: str, records: Sequence[StepRecord]) -> str:
     # Samplers of second order evaluate a step more than once.
     unit = "steps" if len({record.step for record in records}) == len(records) else "evaluations"
-    return f"{label}: {sum(record.reused for record in records)} of {len(records)} {unit} reused"
+    reused = [record for record in records if record.reused]
+    num_foreseen = sum(record.diff is None for record in reused)
+    foreseen = f", {num_foreseen} of them without even the first block" if num_foreseen else ""
+    return f"{label}: {len(reused)} of {len(records)} {unit} reused{foreseen}"

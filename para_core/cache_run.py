@@ -11,16 +11,18 @@ from typing import Protocol
 from .budget import Budget
 from .cache_report import RunReport, StepRecord
 from .families import ModelFamily
-from .first_block import CachedCall, RunState, Step
+from .first_block import CachedCall
 from .predicted_cache import PredictedCache
 from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
+from .run_state import RunState, Step
 
 
 class Decided(Protocol):
-    """What became of a model call. decided: block 0 has run; diffs: an estimate for each conditioning, if any."""
+    """What became of a model call. measured: block 0 has run; diffs: an estimate for each conditioning, if any."""
 
     decided: bool
     reuses: bool
+    measured: bool
     diffs: Sequence[float | None]
 
 
@@ -31,6 +33,7 @@ class ComputedCall:
     diffs: list[None]
     decided: bool = True
     reuses: bool = False
+    measured: bool = True
 
 
 class CacheRun(RunState):
@@ -103,7 +106,7 @@ class CacheRun(RunState):
             return
         self._num_calls[call.reuses] += 1
         self._call_seconds[call.reuses] += time.perf_counter() - started
-        self._num_block_calls += 1 if call.reuses else sum(num_blocks)
+        self._num_block_calls += int(call.measured) if call.reuses else sum(num_blocks)
         self._num_block_calls_baseline += sum(num_blocks)
         for (key, name), diff in zip(conditionings.items(), call.diffs, strict=True):
             self._records[self._label(key, name)].append(StepRecord(step.index, step.sigma, diff, call.reuses))

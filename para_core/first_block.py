@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from .budget import Budget
+from .decision import Decision
 from .families import BlockStack, ModelFamily, Stream
-from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
+from .residual_cache import ResidualCache, alone
+from .run_state import RunState, Step
 from .streams import Arguments, Result, argument_of, as_result, result_of, tokens_of, with_result, with_tokens
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where in the schedule a model call is.
-
-    index: of the sampler step, from 0; num_steps of them in the run, 0: not known. allowed: reuse may happen here.
-    at: the time that the model is conditioned on, by default sigma. width: of the step, in sigma; 0: not known.
-    """
-
-    index: int
-    sigma: float
-    allowed: bool = True
-    at: float | None = None
-    width: float = 0.0
-    num_steps: int = 0
-
-    @property
-    def time(self) -> float:
-        return self.sigma if self.at is None else self.at
-
-
-class RunState:
-    """What the calls of one run share.
-
-    shapes: what blocks that reshape returned, by what they were given. branch_reaches_end: a branch was added behind
-    the last block, where nothing remembers it. reduce: adds up a small tensor over the ranks of a group, each of which
-    makes the same calls with some of the tokens; all decide alike, and call it equally often.
-    """
-
-    def __init__(self, config: CacheConfig, threshold: float, reduce: Reduce = alone) -> None:
-        self.config = config
-        self.threshold = threshold
-        self.reduce = reduce
-        self.shapes: dict[Hashable, torch.Size] = {}
-        self.branch_reaches_end = False
 
 
 class CachedCall:
@@ -66,16 +30,28 @@ class CachedCall:
         step: Step,
         budget: Budget | None = None,
     ) -> None:
-        self.decided = False
-        self.reuses = False
-        self._ended = False
-        self.diffs: list[float | None] = [None] * len(caches[0])
-        self._run, self._family, self._caches, self._step, self._budget = run, family, caches, step, budget
+        self.decided = self._ended = False
+        self._decision = Decision(run, caches, step, budget)
+        self._run, self._family, self._caches, self._step = run, family, caches, step
         positions = [(stack, index) for stack, count in enumerate(num_blocks) for index in range(count)]
         self._first_position, self._last_position = positions[0], positions[-1]
         # Of each cached stream: block 0's residual, and its output; on a hit the restored output of the last block.
         self._first_residuals: list[Tensor] = []
         self._first_outs: list[Tensor] = []
+
+    @property
+    def reuses(self) -> bool:
+        return self._decision.reuses
+
+    @property
+    def measured(self) -> bool:
+        """Block 0 has run."""
+        return self._decision.measured
+
+    @property
+    def diffs(self) -> list[float | None]:
+        """The estimate of each conditioning, None where there is none."""
+        return self._decision.diffs
 
     def block(
         self,
@@ -85,15 +61,17 @@ class CachedCall:
         compute: Callable[[], Result],
         *,
         shapes: Hashable = None,
+        patched: bool = False,
     ) -> Result:
         """What block `index` of stack number `stack` returns: computed, passed through, or restored.
 
         arguments: at least the stack's stream arguments. compute: runs the block (and other packs' patches) on them.
         shapes: only of a stack that reshapes: of everything that the block is called with; they decide the result's.
+        patched: another pack's patch is in `compute`, which expects to be called at block 0 at every step.
         """
         position = (stack, index)
         self._ended = position == self._last_position
-        if position == self._first_position:
+        if position == self._first_position and (patched or not self._foreseen(arguments)):
             return self._first(arguments, compute)
         if self.reuses:
             return self._skip(position, arguments, compute, shapes)
@@ -114,6 +92,21 @@ class CachedCall:
     def _streams(self, stack: BlockStack) -> list[Stream]:
         return [stack.stream_with(name) for name in self._family.cached]
 
+    def _foreseen(self, arguments: Arguments) -> bool:
+        """Whether this call is reused without running block 0; then what the last block returns is known here."""
+        if self._first_position == self._last_position:
+            return False
+        streams = self._streams(self._family.stacks[self._first_position[0]])
+        tokens = [argument_of(arguments, stream) for stream in streams]
+        if not self._decision.foresee(tokens, streams):
+            return False
+        self._first_outs = [
+            tensor + _together([cache.reuse_unmeasured(self._step.time, self._step.width) for cache in caches], stream)
+            for tensor, caches, stream in zip(tokens, self._caches, streams, strict=True)
+        ]
+        self.decided = True
+        return True
+
     def _first(self, arguments: Arguments, compute: Callable[[], Result]) -> Result:
         stack = self._family.stacks[self._first_position[0]]
         streams = self._streams(stack)
@@ -126,7 +119,7 @@ class CachedCall:
         self.decided = True
         if self._first_position == self._last_position:
             return result
-        self._decide(streams)
+        self._decision.measure(self._first_residuals, streams)
         if self.reuses:
             self._first_outs = [
                 out + _together([cache.reuse(self._step.time, self._step.width) for cache in caches], stream)
@@ -135,35 +128,6 @@ class CachedCall:
         else:
             self._first_outs = [out.clone() for out in after] if stack.in_place else after
         return result
-
-    def _decide(self, streams: list[Stream]) -> None:
-        measured = [
-            [
-                (cache, cache.figures(chunk))
-                for cache, chunk in zip(caches, residual.chunk(len(caches), stream.batch_dim), strict=True)
-            ]
-            for caches, residual, stream in zip(self._caches, self._first_residuals, streams, strict=True)
-        ]
-        known = torch.cat([figures for of_stream in measured for _, figures in of_stream])
-        # One device sync per call, whatever the number of conditionings.
-        values = iter(self._run.reduce(known).tolist() if len(known) else ())
-        estimates = [
-            [cache.estimate(list(islice(values, len(figures))), self._step.time) for cache, figures in of_stream]
-            for of_stream in measured
-        ]
-        self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*estimates, strict=True)]
-        config = self._run.config
-        possible = (
-            self._step.allowed
-            and self._step.index >= config.warmup_steps
-            and None not in self.diffs
-            and all(cache.allows_hit(config.max_consecutive_hits) for caches in self._caches for cache in caches)
-        )
-        self.reuses = possible and all(diff < self._run.threshold for diff in self.diffs)
-        if self._budget is not None:
-            estimate = max(self.diffs) if possible else None
-            self.reuses = self._budget.allows_reuse(estimate, self._step.index, self._step.num_steps)
-            self._budget.note(reused=self.reuses)
 
     def _remember(self, stack: BlockStack, result: Result) -> Result:
         """Keep what this computed call showed, and return its result with what the caches would have added to it."""
@@ -211,7 +175,10 @@ class CachedCall:
     ) -> Result:
         stack = self._family.stacks[position[0]]
         values = {stream: argument_of(arguments, stream) for stream in stack.streams}
-        if position == self._last_position:
+        if position == self._first_position:
+            # clone: what block 0 returns may be written to, which must not reach what the host gave it
+            values = {stream: value.clone() if stack.in_place else value for stream, value in values.items()}
+        elif position == self._last_position:
             # Not from the arguments: the host may have added ControlNet residuals to them between skipped blocks, and
             # the kept residual already holds those.
             for name, first_out in zip(self._family.cached, self._first_outs, strict=True):

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .extrapolation import blended, fitted_weights, newton_weights, relative_error, share_seen
+from .forecast import Forecast
 from .kept_residual import KeptResidual, combined, kind_of
 from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
 
 Products = list[list[float]]
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A reused step. weights: of rest. measured: first was known."""
+
+    at: float
+    width: float
+    weights: list[float]
+    measured: bool = True
+
+
 class PredictedCache(ResidualCache):
     """Decision "prediction": the question is not how much the first block changed but how wrong reusing would be.
 
-    - `first` is known at every step. The weights of the computed steps that continue it best (least squares, held
-      near the polynomial's) are found anew at each step, and the same weights continue `rest`.
+    - `first` is known at every step at which block 0 runs. The weights of the computed steps that continue it best
+      (least squares, held near the polynomial's) are found anew at each step, and the same weights continue `rest`.
     - At order 2 the polynomial is a blend of parabola and line. Which of them serves depends on the model (smooth
       random weights like the parabola, trained ones with few computed steps the line), so the share is the one that
       would have foreseen this run's last computed residuals best; it starts at the parabola, newer ones count more.
     - What that fit leaves over, relative L2, times the ratio of rest's error to first's seen at this run's own
       computed steps (a running geometric mean), is the error to expect. Since a fit can be good by accident, and far
       from the computed steps often is, the estimate is the geometric mean of this error and the plain change.
+    - The estimates that were measured foresee those of later steps (`Forecast`). Where a forecast is far enough below
+      the threshold (`Decision.MARGIN`), block 0 does not run: the polynomial continues `first` as well as `rest`. On
+      the models that this was tried on, reusing without the fit errs by 2 to 8 % more at the same computed steps;
+      what is saved computes every third step more at 70 % of block calls saved with 10 blocks.
     - The first computed step behind reused ones knows better what those should have been: it interpolates between
       computed steps where they extrapolated. Half of the difference, each step by its width, is added to its output,
       which brings the sampler back to where it would have been.
 
-    What is compared is a sample of at most SAMPLE values of each residual, always where the model is; `rest` alone is
-    kept whole.
+    What is compared is a sample of at most SAMPLE values of each residual, always where the model is.
     """
 
     SAMPLE = 2**20
@@ -43,7 +58,8 @@ class PredictedCache(ResidualCache):
 
     def __init__(self, config: CacheConfig, reduce: Reduce = alone) -> None:
         super().__init__(config, reduce)
-        self._first_samples: list[Tensor] = []  # of the computed steps, newest first
+        self._firsts: list[KeptResidual] = []  # of the computed steps, newest first
+        self._first_samples: list[Tensor] = []
         self._rest_samples: list[Tensor] = []
         self._weights: list[float] = []
         self._leftover = 0.0  # of the fit to first, at this step
@@ -52,9 +68,8 @@ class PredictedCache(ResidualCache):
         self._unread: tuple[Tensor, list[float], float] | None = None
         self._polynomials: tuple[list[float], list[float]] = [], []  # line and parabola at the last judged step
         self._bend = self._bend_of = 0.0  # numerator and denominator of the parabola's share
-        self._hits: list[
-            tuple[float, float, list[float]]
-        ] = []  # reused since the last computed step: at, width, weights
+        self._forecast = Forecast()
+        self._hits: list[Hit] = []  # since the last computed step
 
     def measure(self, first: Tensor) -> Tensor | None:
         """Inner products of this step's sample with the computed ones', and of the last computed step's rest."""
@@ -72,21 +87,30 @@ class PredictedCache(ResidualCache):
 
     def _forget(self) -> None:
         super()._forget()
-        self._first_samples, self._rest_samples, self._weights, self._unread, self._hits = [], [], [], None, []
+        self._firsts, self._first_samples, self._rest_samples, self._hits = [], [], [], []
+        self._weights, self._unread, self._forecast = [], None, Forecast()
 
     def judge(self, values: Sequence[float], at: float) -> float:
         size = len(self._first_samples) + 1
         if self._unread is not None:
             self._calibrate(_square(values[size * size :]))
         products = _square(values[: size * size])
-        self._weights = fitted_weights(self._polynomial(at), products) if self._times else [1.0]
+        self._polynomials = self._line_and_parabola(at)
+        self._weights = fitted_weights(self._blended(*self._polynomials), products) if self._times else [1.0]
         self._leftover = relative_error(self._weights, products)
         change = relative_error([1.0], products)
-        return math.sqrt(math.exp(self._log_ratio or 0.0) * self._leftover * change)
+        estimate = math.sqrt(math.exp(self._log_ratio or 0.0) * self._leftover * change)
+        self._forecast.learn(estimate, self._times, at)
+        return estimate
 
-    def _polynomial(self, at: float) -> list[float]:
+    def foresee(self, at: float) -> float | None:
+        return self._forecast.at(self._times, at)
+
+    def _line_and_parabola(self, at: float) -> tuple[list[float], list[float]]:
         line, parabola = (newton_weights(self._times, at, min(order, self._order)) for order in (1, 2))
-        self._polynomials = line, parabola
+        return line, parabola
+
+    def _blended(self, line: list[float], parabola: list[float]) -> list[float]:
         share = (self._bend + self.PRIOR) / (self._bend_of + self.PRIOR)
         return blended(line, parabola, min(max(share, 0.0), 1.0))
 
@@ -102,13 +126,19 @@ class PredictedCache(ResidualCache):
 
     def reuse(self, at: float, width: float) -> Tensor:
         self.num_consecutive_hits += 1
-        self._hits.append((at, width, self._weights))
+        self._hits.append(Hit(at, width, self._weights))
         return combined(self._weights, self._rests)
+
+    def reuse_unmeasured(self, at: float, width: float) -> Tensor:
+        self.num_consecutive_hits += 1
+        weights = self._blended(*self._line_and_parabola(at))
+        self._hits.append(Hit(at, width, weights, measured=False))
+        return combined(weights * 2, self._rests + self._firsts)
 
     def remember(self, first: Tensor, rest: Tensor | None, at: float, width: float) -> Tensor | None:
         self.num_consecutive_hits = 0
         comparable = rest is not None and self._rests and kind_of(rest) == self._rests[0].kind
-        correction = self._correction(rest, at, width) if comparable and self._hits else None
+        correction = self._correction(first, rest, at, width) if comparable and self._hits else None
         rest_sample = None if rest is None else self._sample(rest)
         if comparable and len(self._weights) == len(self._rests) > self._order:
             self._unread = (_products(rest_sample, self._rest_samples), self._weights, self._leftover)
@@ -116,38 +146,43 @@ class PredictedCache(ResidualCache):
         times = self._times
         self._keep(rest, at)
         kept = [times.index(time) for time in self._times[1:]]
+        self._firsts = [KeptResidual(first, in_host=self._in_host), *(self._firsts[place] for place in kept)]
         self._first_samples = [self._sample(first), *(self._first_samples[place] for place in kept)]
         self._rest_samples = [rest_sample, *(self._rest_samples[place] for place in kept)]
         return correction
 
-    def _correction(self, rest: Tensor, at: float, width: float) -> Tensor | None:
+    def _correction(self, first: Tensor, rest: Tensor, at: float, width: float) -> Tensor | None:
         """Half of what the reused steps lacked, as far as this step can see, spread over this step's width."""
-        times, rests = self._times, self._rests
+        times = self._times
         if at in times or width <= 0:
             return None
-        total = [0.0] * (len(rests) + 1)
-        for hit_at, hit_width, weights in self._hits:
-            share = self.CORRECT * min(hit_width / width, self.MAX_WIDTH_RATIO)
-            known = newton_weights([at, *times], hit_at, max(self._order, 1))
-            for number, (better, used) in enumerate(zip(known, [0.0, *weights], strict=True)):
-                total[number] += share * (better - used)
-        correction = combined(total, [KeptResidual(rest), *rests])
+        of_rest, of_first = ([0.0] * (len(times) + 1) for _ in range(2))
+        for hit in self._hits:
+            share = self.CORRECT * min(hit.width / width, self.MAX_WIDTH_RATIO)
+            known = newton_weights([at, *times], hit.at, max(self._order, 1))
+            for number, (better, used) in enumerate(zip(known, [0.0, *hit.weights], strict=True)):
+                of_rest[number] += share * (better - used)
+                of_first[number] += 0.0 if hit.measured else share * (better - used)
+        rests, firsts = [KeptResidual(rest), *self._rests], [KeptResidual(first), *self._firsts]
+        correction = combined(of_rest + of_first, rests + firsts)
         squares = torch.stack([self._sample(tensor).float().square().sum() for tensor in (correction, rest)])
-        size, of_rest = self._reduce(squares).sqrt()
-        return correction * (self.MAX_CORRECTION * of_rest / size).nan_to_num(0.0).clamp(max=1.0).to(correction.dtype)
+        size, whole = self._reduce(squares).sqrt()
+        return correction * (self.MAX_CORRECTION * whole / size).nan_to_num(0.0).clamp(max=1.0).to(correction.dtype)
 
     def _sample(self, residual: Tensor) -> Tensor:
         # An odd stride visits all channels, whatever their number.
         stride = -(-residual.numel() // self.SAMPLE) | 1
-        flat = residual.reshape(-1)
-        return flat if stride == 1 else flat[::stride].clone()  # clone: a view would keep the whole residual
+        sample = residual.reshape(-1)[::stride]
+        # clone: of a residual that goes to CPU memory; a view would hold on to it
+        return sample.clone() if self._in_host and stride > 1 else sample
 
     @property
     def num_bytes(self) -> int:
-        own = [sample for sample in (*self._first_samples, *self._rest_samples) if sample is not None]
-        shared = {rest.held.untyped_storage().data_ptr() for rest in self._rests}
-        samples = sum(t.numel() * t.element_size() for t in own if t.untyped_storage().data_ptr() not in shared)
-        return super().num_bytes + samples
+        whole = [kept.held for kept in (*self._rests, *self._firsts)]
+        storages = {held.untyped_storage().data_ptr() for held in whole}
+        samples = [sample for sample in (*self._first_samples, *self._rest_samples) if sample is not None]
+        own = [sample for sample in samples if sample.untyped_storage().data_ptr() not in storages]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*whole, *own))
 
 
 def _products(sample: Tensor, older: Sequence[Tensor]) -> Tensor:

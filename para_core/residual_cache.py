@@ -148,6 +148,18 @@ class ResidualCache:
         self.num_consecutive_hits += 1
         return combined(newton_weights(self._times, at, self._order), self._rests)
 
+    def foresee(self, at: float) -> float | None:
+        """The estimate to expect at a time without measuring it; None: it has to be measured."""
+        return None
+
+    def fits(self, tokens: Tensor) -> bool:
+        """Whether the kept residuals are of the kind of these tokens."""
+        return bool(self._rests) and kind_of(tokens) == self._rests[0].kind
+
+    def reuse_unmeasured(self, at: float, width: float) -> Tensor:
+        """The residual of all blocks, block 0 included, for a step at which none runs; only where `foresee` allows."""
+        raise NotImplementedError
+
     def remember(self, first: Tensor, rest: Tensor | None, at: float, width: float) -> Tensor | None:
         """Keep a computed step's residuals; `rest` None only keeps what later steps are compared with.
 

@@ -57,7 +57,10 @@ def _positional_names(block_class: type[nn.Module]) -> tuple[str, ...]:
 def _run_block(
     sharded: ShardedCall, around: AroundBlocks, stack: int, index: int, arguments: Arguments, compute: Compute
 ) -> Result:
-    return sharded.block(stack, index, arguments, lambda local: around(stack, index, local, lambda: compute(local)))
+    def run(local: Arguments) -> Result:
+        return around(stack, index, local, lambda: sharded.computed(compute(local)))
+
+    return sharded.block(stack, index, arguments, run)
 
 
 def _forward(block: nn.Module, run: Callable[[Arguments, Compute], Result]) -> Callable:

@@ -61,7 +61,7 @@ class ShardedCall:
         self._masks: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._sharding: Sharding | None = None
         self._attentions: Iterator[Attention] = iter(())
-        self.finished = self._attended = False
+        self.finished = self._computed = self._attended = False
 
     def block(self, stack: int, index: int, arguments: Arguments, compute: Callable[[Arguments], Result]) -> Result:
         """What block `index` of stack number `stack` returns, for this rank's tokens; for all behind the last block.
@@ -74,7 +74,7 @@ class ShardedCall:
             self._cut_residuals()
         self.finished = (stack, index) == self._last
         result = self._run(self._family.stacks[stack], arguments, compute)
-        if self._splits and not self._attended:  # the first block always runs, whatever is cached
+        if self._splits and self._computed and not self._attended:
             raise ValueError(
                 "the attention of the blocks is not seen, so it would only be over this rank's tokens; needed is the "
                 "host's usual attention. Undo what has exchanged it."
@@ -97,6 +97,11 @@ class ShardedCall:
             return compute(self._splits.local(stack.sharding, arguments))
         finally:
             self._attentions = iter(())
+
+    def computed(self, result: Result) -> Result:
+        """To be told what a block itself returns: those around it may have left it out."""
+        self._computed = True
+        return result
 
     def next_attention(self) -> Attention | None:
         """What the attention that is called now runs over; None if it is this rank's own affair."""

@@ -10,9 +10,9 @@ from torch import nn
 from para_core.block_forward import swapped_forwards
 from para_core.cache_run import CacheRun
 from para_core.families import BlockStack, ModelFamily, Stream
-from para_core.first_block import Step
 from para_core.predicted_cache import PredictedCache
 from para_core.residual_cache import CacheConfig
+from para_core.run_state import Step
 
 NUM_STEPS = 24
 FAMILY = ModelFamily("pointwise", ("Pointwise",), (BlockStack("blocks", (Stream("x", None, ("img",)),)),))
@@ -101,12 +101,16 @@ def test_ranks_decide_as_one_that_has_all_tokens(config, lengths):
     tokens[:, lengths[0] :] *= 3  # the shards differ in what they would decide
     expected, whole = sampled(config, tokens)
     assert {record.reused for record in expected[0]} == {True, False}
+    if config.decision == "prediction":
+        assert any(record.reused and record.diff is None for record in expected[0]), "none is reused unmeasured"
     group, results = on_ranks(config, tokens.split(lengths, 1))
     for found, _ in results:
         for ours, theirs in zip(found, expected, strict=True):
             assert [record.reused for record in ours] == [record.reused for record in theirs]
             assert ours[0].diff is theirs[0].diff is None
-            assert [one.diff for one in ours[1:]] == pytest.approx([one.diff for one in theirs[1:]], rel=1e-3)
+            assert [one.diff is None for one in ours] == [one.diff is None for one in theirs]
+            diffs = [[one.diff for one in records if one.diff is not None] for records in (ours, theirs)]
+            assert diffs[0] == pytest.approx(diffs[1], rel=1e-3)
     torch.testing.assert_close(torch.cat([part for _, part in results], 1), whole, rtol=1e-4, atol=1e-5)
     assert group.calls[0] == group.calls[1] >= NUM_STEPS - 1
 
@@ -135,22 +139,24 @@ def test_a_correction_is_bounded_by_the_size_of_all_tokens():
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
 def test_a_rank_that_cannot_compare_makes_all_compute(decision):
-    """Its shard alone has changed its size, so only this rank notices."""
+    """Its shard alone has changed its size, so only this rank notices; the last calls would be foreseen."""
     group, config = Group(2), CacheConfig(10.0, decision=decision, order=1)
 
     def run_rank(rank):
         model, run = Pointwise(), CacheRun(FAMILY, config, reduce=group.reduce_of(rank))
-        for step, length in enumerate((4, 4, 4 + rank, 4 + rank)):
+        for step, length in enumerate((4, 4, 4, 4 + rank, 4 + rank, 4 + rank)):
             with (
                 run.call(FAMILY, [4], {"a": "a"}, Step(step, 1 - 0.1 * step, width=0.1)) as call,
                 swapped_forwards(model, FAMILY, call),
             ):
                 model(torch.ones(1, length, 4))
-        return [record.reused for record in run.report().conditionings["a"]]
+        records = run.report().conditionings["a"]
+        return [record.reused for record in records], [record.diff is None for record in records]
 
     with ThreadPoolExecutor(2) as threads:
         decided = list(threads.map(run_rank, range(2)))
-    assert decided == [[False, True, False, True]] * 2
+    unmeasured = [True, False, decision == "prediction", True, False, decision == "prediction"]
+    assert decided == [([False, True, True, False, True, True], unmeasured)] * 2
     assert group.calls[0] == group.calls[1]
 
 

@@ -27,6 +27,15 @@ def test_summary_names_what_was_reused_and_what_it_gave():
     )
 
 
+def test_steps_that_were_reused_unmeasured_are_told_apart():
+    found = report((None, 0.02, None, 0.2), (False, True, True, False))
+    assert "positive: 2 of 4 steps reused, 1 of them without even the first block\n" in found.text()
+    assert "positive: 1 of 3 steps reused\n" in report().text()
+    picture = np.asarray(draw_residual_curve(found))
+    reused = np.all(picture == (64, 176, 120), -1).sum(0) > 0  # columns: two of the four cells
+    assert 0.4 < reused.sum() / (picture.shape[1] - 58 - 12) < 0.6
+
+
 def test_summary_says_what_to_try_when_nothing_was_reused():
     line = report((None, 0.2, 0.15), (False, False, False)).summary()
     assert line.endswith(

@@ -7,8 +7,8 @@ from torch import nn
 from para_core.block_forward import swapped_forwards
 from para_core.cache_run import CacheRun
 from para_core.families import BlockStack, ModelFamily, Stream
-from para_core.first_block import Step
 from para_core.residual_cache import CacheConfig
+from para_core.run_state import Step
 
 
 class Double(nn.Module):
@@ -68,10 +68,10 @@ def family(order):
 ORDERS = pytest.mark.parametrize("order", [("txt", "img"), ("img", "txt")], ids="-".join)
 
 
-def call(run, model, img, txt, *, keys=("a",), step=0, allowed=True, **kwargs):
+def call(run, model, img, txt, *, keys=("a",), step=0, allowed=True, at=1.0, **kwargs):
     num_blocks = [len(model.doubles), len(model.singles)]
     with (
-        run.call(run.family, num_blocks, {key: str(key) for key in keys}, Step(step, 1.0, allowed)) as cached,
+        run.call(run.family, num_blocks, {key: str(key) for key in keys}, Step(step, 1.0, allowed, at=at)) as cached,
         swapped_forwards(model, run.family, cached),
     ):
         return model(img, txt, **kwargs)
@@ -179,3 +179,96 @@ def test_a_call_is_reused_exactly_where_the_change_is_below_the_threshold():
     (records,) = run.report().conditionings.values()
     assert {record.reused for record in records} == {True, False}
     assert all(record.reused == (record.diff < 0.05) for record in records[1:])
+
+
+def foreseeing_run(order, model, img, txt, **kwargs):
+    """A run whose third model call, of the same inputs at the next time, is foreseen: the first one is computed, the
+    second one measured."""
+    run = CacheRun(family(order), CacheConfig(0.01, decision="prediction"))
+    for step in range(2):
+        call(run, model, img, txt, step=step, at=1 - 0.1 * step, **kwargs)
+    return run
+
+
+@ORDERS
+def test_a_foreseen_call_runs_no_block_and_reproduces_the_output(order):
+    model = Toy(order)
+    img, txt = torch.randn(2, 7, 4), torch.randn(2, 3, 4)
+    expected = model(img, txt, control=0.2)
+    run = foreseeing_run(order, model, img, txt, keys=("a", "b"), control=0.2)
+    before = [block.calls for block in (*model.doubles, *model.singles)]
+    kept = img.clone()
+    found = call(run, model, img, txt, keys=("a", "b"), step=2, at=0.8, control=0.2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert [block.calls for block in (*model.doubles, *model.singles)] == before
+    assert torch.equal(img, kept)
+    report = run.report()
+    assert (report.num_calls, report.num_reused_calls) == (3, 2)
+    assert (report.num_block_calls, report.num_block_calls_baseline) == (5 + 1, 15)
+    for records in report.conditionings.values():
+        assert [(record.reused, record.diff is None) for record in records] == [
+            (False, True),
+            (True, False),
+            (True, True),
+        ]
+
+
+def test_a_foreseen_call_leaves_what_block_0_was_given_as_it_was():
+    """The host adds to what block 0 returns; a branch may still need what went in."""
+    order = ("txt", "img")
+    model = Toy(order)
+    img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    run = foreseeing_run(order, model, img, txt)
+    with run.call(run.family, [2, 3], {"a": "a"}, Step(2, 1.0, at=0.8)) as cached:
+        returned = cached.block(0, 0, {"img": img, "txt": txt}, compute=pytest.fail)
+        kept = img.clone()
+        returned[0].add_(1)
+        assert torch.equal(img, kept)
+
+
+CIRCUMSTANCES = {
+    "not allowed": ({}, {"allowed": False}),
+    "warmup": ({"warmup_steps": 3}, {}),
+    "other size": ({}, {"num_tokens": 8}),
+    "the same time again": ({}, {"at": 1.0}),
+    "another conditioning": ({}, {"keys": ("b",)}),
+}
+
+
+@pytest.mark.parametrize("name", CIRCUMSTANCES)
+def test_block_0_runs_where_nothing_can_be_foreseen(name):
+    (settings, where), order = CIRCUMSTANCES[name], ("txt", "img")
+    where = {"step": 2, "at": 0.8, **where}
+    img, txt = torch.randn(1, where.pop("num_tokens", 7), 4), torch.randn(1, 3, 4)
+    model, run = Toy(order), CacheRun(family(order), CacheConfig(0.01, decision="prediction", **settings))
+    for step in range(2):
+        call(run, model, img[:, :7], txt, step=step, at=1 - 0.1 * step)
+    before = model.doubles[0].calls
+    call(run, model, img, txt, **where)
+    assert model.doubles[0].calls == before + 1
+
+
+def test_hits_in_a_row_are_counted_whether_measured_or_not():
+    order = ("txt", "img")
+    model, run = Toy(order), CacheRun(family(order), CacheConfig(0.01, decision="prediction", max_consecutive_hits=2))
+    img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    for step in range(8):
+        call(run, model, img, txt, step=step, at=1 - 0.1 * step)
+    (records,) = run.report().conditionings.values()
+    assert [record.reused for record in records] == [False, True, True, False, True, True, False, True]
+    assert sum(record.reused and record.diff is None for record in records) >= 2
+
+
+def test_a_patched_block_0_is_called_at_every_step():
+    order = ("txt", "img")
+    model = Toy(order)
+    img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    run, calls = foreseeing_run(order, model, img, txt), []
+
+    def compute():
+        calls.append(1)
+        return model.doubles[0](img.clone(), txt.clone())
+
+    with run.call(run.family, [2, 3], {"a": "a"}, Step(2, 1.0, at=0.8)) as cached:
+        cached.block(0, 0, {"img": img, "txt": txt}, compute, patched=True)
+    assert calls and cached.measured

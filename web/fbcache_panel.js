@@ -135,7 +135,8 @@ function strip(report, words, [label, records], index) {
 /** @param {number} x @param {number} width @param {string} state @param {Words} words @param {StepRecord} [record] */
 function cell(x, width, state, words, record) {
   const difference = record?.diff?.toFixed(3) ?? "-"
-  const title = record ? fill(words.cell, { step: record.step + 1, state: words[state], difference }) : words[state]
+  const text = record?.reused && record.diff === null ? words.foreseen : words.cell
+  const title = record ? fill(text, { step: record.step + 1, state: words[state], difference }) : words[state]
   const height = state === "reused" ? 0.5 : 1 // not by colour alone
   const box = { x: x + 0.06 * width, y: 1 - height, width: 0.88 * width, height }
   return make("rect", { class: state, ...box }, make("title", {}, title))

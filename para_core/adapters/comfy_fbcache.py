@@ -16,9 +16,10 @@ from ..budget import Budget
 from ..cache_report import RunReport
 from ..cache_run import CacheRun
 from ..families import ModelFamily, family_of
-from ..first_block import CachedCall, Step
+from ..first_block import CachedCall
 from ..quantization import rounding_of
 from ..residual_cache import CacheConfig
+from ..run_state import Step
 from .comfy_conditionings import conditionings_of
 from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of
 from .comfy_stand_in import RemoteCall, StandIn, object_patches_of
@@ -226,6 +227,6 @@ def _block_patch(call: CachedCall, stack: int, index: int, inner: Callable | Non
     def patch(args: dict, extra: dict) -> dict:
         if inner is None:
             return call.block(stack, index, args, lambda: extra["original_block"](args))
-        return call.block(stack, index, args, lambda: inner(args, extra))
+        return call.block(stack, index, args, lambda: inner(args, extra), patched=True)
 
     return patch

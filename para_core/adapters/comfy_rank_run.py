@@ -13,9 +13,10 @@ from torch import Tensor
 from ..cache_run import CacheRun
 from ..compilation import Compilation, CompileRun
 from ..families import family_of
-from ..first_block import CachedCall, Step
+from ..first_block import CachedCall
 from ..mesh_ranks import MeshRanks
 from ..residual_cache import CacheConfig
+from ..run_state import Step
 from ..sharded_blocks import AroundBlocks
 from .comfy_batch import BatchShare, Call
 from .comfy_compile import HostEntrance
@@ -86,6 +87,7 @@ class RankRun:
         return {
             "decided": call.decided,
             "reuses": call.reuses,
+            "measured": call.measured,
             "diffs": call.diffs,
             "num_bytes": self._cache.num_bytes,
         }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..first_block import Step
+from ..run_state import Step
 
 DIFFUSION_MODEL = "diffusion_model."
 PARALLEL = "parallel"  # name of the option that makes a MODEL sample with a twin
@@ -27,6 +27,7 @@ class RemoteCall:
     step: Step
     decided: bool = False
     reuses: bool = False
+    measured: bool = True
     diffs: list[float | None] = field(default_factory=list)
     num_bytes: int = 0
 

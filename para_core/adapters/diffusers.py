@@ -16,9 +16,9 @@ from ..budget import Budget
 from ..cache_report import RunReport
 from ..cache_run import CacheRun
 from ..families import family_of
-from ..first_block import Step
 from ..quantization import rounding_of
 from ..residual_cache import CacheConfig, alone
+from ..run_state import Step
 from .diffusers_calls import Pipe, around_calls
 from .diffusers_parallel import HOOK as PARALLEL_HOOK
 

@@ -104,25 +104,26 @@ def compare(
     return errors, here.shapes, alone.shapes
 
 
-def cached(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]) -> tuple[float, float, list, set]:
-    """The first-block cache inside the sharding: errors of a computed and a reused call, and what it recorded."""
+def cached(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]) -> tuple[list, list, bool]:
+    """The cache inside the sharding: errors of a computed, a measured and a foreseen call, and what it recorded."""
     from para_core.cache_run import CacheRun
     from para_core.families import family_of
-    from para_core.first_block import Step
+    from para_core.mesh_ranks import MeshRanks
     from para_core.residual_cache import CacheConfig
+    from para_core.run_state import Step
 
     patcher = model_of(model)
     diffusion_model = patcher.model.diffusion_model
     family = family_of(diffusion_model).through_forward()
     num_blocks = [len(stack.blocks_in(diffusion_model)) for stack in family.stacks]
-    run = CacheRun(family, CacheConfig(0.01))
+    run = CacheRun(family, CacheConfig(0.01, decision="prediction"), reduce=MeshRanks(mesh_of(mesh)).sum)
     errors, seen = [], set()
 
     def twice(*args, **kwargs):
         del diffusion_model.forward
         expected = diffusion_model(*args, **kwargs)
-        for index in range(2):
-            with run.call(family, num_blocks, {"key": "positive"}, Step(index, 1.0)) as call:
+        for index in range(3):
+            with run.call(family, num_blocks, {"key": "positive"}, Step(index, 1.0, at=1 - 0.1 * index)) as call:
 
                 def around(stack, index, arguments, compute, call=call):
                     seen.add((stack, index))
@@ -138,7 +139,8 @@ def cached(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]
         sample(patcher, TINIES[model], steps=1, positive=conditioning(TINIES[model], 1, 9))
     finally:
         diffusion_model.__dict__.pop("forward", None)
-    return *errors, [record.reused for record in run.report().conditionings["positive"]], len(seen) == sum(num_blocks)
+    records = [(record.reused, record.diff is None) for record in run.report().conditionings["positive"]]
+    return errors, records, len(seen) == sum(num_blocks)
 
 
 def compiled(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]) -> tuple[list[float], int, dict]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import NEVER, TINY_MODELS, build, fbcache, relative, sample, with_sampler
+from tiny_models import NEVER, TINY_MODELS, all_foreseen, build, fbcache, relative, sample, with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -60,6 +60,33 @@ def test_hit_on_identical_inputs_reproduces_the_output(tiny, cfg, num_tokens, ba
     assert {name: [record.reused for record in found] for name, found in records.items()} == {
         name: [False, True] for name in (["positive"] if cfg == 1 else ["positive", "negative"])
     }
+    assert relative(reused, computed, tiny) <= 1e-5
+
+
+@MODELS
+@pytest.mark.parametrize("num_tokens", [(7, 7), (9, 5)], ids=["batched", "unequal"])
+def test_hit_on_identical_inputs_without_block_0_reproduces_the_output(tiny, num_tokens):
+    from para_core.families import family_of
+
+    outputs, reports = [], []
+
+    def twice(model, x, sigmas):
+        kept = x.clone()
+        outputs.extend((model(x, sigmas[0]).clone(), model(x, sigmas[0]).clone()))
+        assert torch.equal(x, kept), "the model's input was written to"
+
+    model = build(tiny)
+    stacks = family_of(model.model.diffusion_model).stacks
+    num_blocks = sum(len(stack.blocks_in(model.model.diffusion_model)) for stack in stacks)
+    settings = {"cfg": 4.0, "num_tokens": num_tokens}
+    with all_foreseen():
+        with_sampler(fbcache(model, 0.01, reports.append, decision="prediction"), tiny, twice, **settings)
+    with_sampler(model, tiny, twice, **settings)
+    computed, reused, expected, _ = outputs
+    assert torch.equal(computed, expected)
+    assert reports[-1].num_block_calls == num_blocks * (reports[-1].num_calls - reports[-1].num_reused_calls)
+    for records in reports[-1].conditionings.values():
+        assert [(record.reused, record.diff) for record in records] == [(False, None), (True, None)]
     assert relative(reused, computed, tiny) <= 1e-5
 
 

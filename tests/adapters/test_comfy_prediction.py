@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import FLUX, NEVER, TINY_MODELS, build, conditioning, relative, sample, with_sampler
+from tiny_models import FLUX, NEVER, TINY_MODELS, all_foreseen, build, conditioning, relative, sample, with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -83,6 +83,35 @@ def test_target_speedup_is_met_within_a_tenth(target, sampler, num_tokens):
 def test_target_speedup_that_the_blocks_cannot_give_is_refused_before_sampling():
     with pytest.raises(ValueError, match="^target_speedup is 5; this model has 5 blocks, of which one always runs"):
         fbcache(build(FLUX), target_speedup=5.0)
+
+
+def test_another_packs_patch_at_block_0_is_called_at_every_step():
+    calls, reports = [], []
+
+    def patch(args, extra):
+        calls.append(1)
+        return extra["original_block"](args)
+
+    model = build(FLUX)
+    cached = fbcache(model, reports.append, residual_diff_threshold=100.0, order=1)
+    model_with_patch = cached.clone()
+    model_with_patch.set_model_patch_replace(patch, "dit", "double_block", 0)
+    sample(cached, FLUX, steps=8)
+    free = reports[-1]
+    sample(model_with_patch, FLUX, steps=8)
+    assert len(calls) == 8 and reports[-1].num_block_calls == 5 + 7
+    assert free.num_block_calls < reports[-1].num_block_calls, "all were measured, so this test shows nothing"
+
+
+def test_first_block_decision_measures_every_step():
+    from para_core.adapters.comfy_fbcache import apply_fbcache
+    from para_core.residual_cache import CacheConfig
+
+    reports = []
+    with all_foreseen():
+        sample(apply_fbcache(build(FLUX), CacheConfig(100.0, order=1), listener=reports.append), FLUX, steps=8)
+    records = reports[-1].conditionings["positive"]
+    assert all(record.reused and record.diff is not None for record in records[1:])
 
 
 def test_controlnet_residuals_count_once_on_a_hit():

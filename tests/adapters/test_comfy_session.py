@@ -69,20 +69,25 @@ def test_the_result_is_the_same(elsewhere, cfg, num_tokens):
     assert torch.equal(sample(model, FLUX, cfg=cfg, num_tokens=num_tokens), expected)
 
 
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
 @pytest.mark.parametrize("first", ["cache", "launcher"])
-def test_the_cache_decides_the_same_there(elsewhere, first):
+def test_the_cache_decides_the_same_there(elsewhere, first, decision):
     model, reports = build(FLUX), []
-    expected = sample(fbcache(model, 100.0, reports.append, max_consecutive_hits=2), FLUX, cfg=4.0)
+
+    def cached(model):
+        return fbcache(model, 100.0, reports.append, max_consecutive_hits=2, decision=decision)
 
     def wired(model):
-        if first == "cache":
-            return elsewhere(fbcache(model, 100.0, reports.append, max_consecutive_hits=2))
-        return fbcache(elsewhere(model), 100.0, reports.append, max_consecutive_hits=2)
+        return elsewhere(cached(model)) if first == "cache" else cached(elsewhere(model))
+
+    expected = sample(cached(model), FLUX, cfg=4.0)
 
     assert torch.equal(sample(wired(model), FLUX, cfg=4.0), expected)
     here, there = (report for report in reports if report.finished)
     assert there.conditionings == here.conditionings and there.num_block_calls == here.num_block_calls
     assert there.num_bytes == here.num_bytes > 0
+    unmeasured = [record.reused and record.diff is None for record in here.conditionings["positive"]]
+    assert any(unmeasured) == (decision == "prediction")
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
@@ -114,12 +119,13 @@ def test_a_second_run_asks_for_nothing_but_the_calls(elsewhere):
     assert set(elsewhere.group.calls) == {"begin", "forward", "end"}
 
 
-def test_a_group_that_restarted_is_brought_to_where_it_was(elsewhere):
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_a_group_that_restarted_is_brought_to_where_it_was(elsewhere, decision):
     """With the cache, whose residuals went with the old processes: the calls so far are made again."""
     from para_core.adapters.comfy_rank import Service
 
     group, model = elsewhere.group, lora(build(FLUX), 0.7)
-    cached = fbcache(elsewhere(model), 100.0, max_consecutive_hits=3)
+    cached = fbcache(elsewhere(model), 100.0, max_consecutive_hits=3, decision=decision)
     expected = sample(cached, FLUX, steps=8, cfg=4.0)
     original = group.call
     numbers = iter(range(1000))

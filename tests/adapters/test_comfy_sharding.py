@@ -168,10 +168,11 @@ def test_branch_behind_the_last_block_is_gathered(compare_tokens):
 
 @pytest.mark.parametrize("name", ["flux", "wan", "lumina2", "cosmos_predict2", "hunyuan_video15", "wan_vace", "ltxav"])
 def test_first_block_cache_is_inside(on_ranks, name):
-    for computed, reused, records, asked_every_block in on_ranks("cached", name, RING):
+    for (computed, *reused), records, asked_every_block in on_ranks("cached", name, RING):
         assert computed <= TOLERANCE
-        assert reused <= 1e-5
-        assert records == [False, True]
+        assert max(reused) <= 1e-5
+        # Computed, measured, and foreseen without block 0, whose attention would otherwise be missed.
+        assert records == [(False, True), (True, False), (True, True)]
         assert asked_every_block
 
 

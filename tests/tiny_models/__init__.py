@@ -1,7 +1,7 @@
 """Tiny models of ComfyUI's own classes with random weights, and one way to sample them through its real sampler."""
 
 from .additions import add_lora, flux_control
-from .exactness import check, node, twice
+from .exactness import all_foreseen, check, node, twice
 from .image import FLUX, IMAGE
 from .sampling import NEVER, fbcache, relative, sample, with_sampler
 from .tiny_model import TinyModel, build, conditioning, host_version
@@ -16,6 +16,7 @@ __all__ = [
     "WAN",
     "TinyModel",
     "add_lora",
+    "all_foreseen",
     "build",
     "check",
     "conditioning",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -38,8 +41,16 @@ def twice(patcher, tiny, **settings):
     return outputs
 
 
+@contextmanager
+def all_foreseen() -> Iterator[None]:
+    """Within the context a reused call is never measured with the prediction decision, as if all were clear."""
+    with mock.patch("para_core.forecast.Forecast.at", lambda *_: 0.0):
+        yield
+
+
 def check(tiny, patch=lambda model: model, **settings):
-    """Computed calls are bit-equal, reused ones reproduce them, wherever the patch is wired; returns the report."""
+    """Computed calls are bit-equal, reused ones reproduce them, whether block 0 runs or not and wherever the patch is
+    wired; returns the report."""
     model = build(tiny)
     expected, _ = twice(patch(model), tiny, **settings)
     for wired in (lambda *args: fbcache(patch(model), *args), lambda *args: patch(fbcache(model, *args))):
@@ -49,6 +60,12 @@ def check(tiny, patch=lambda model: model, **settings):
         for label, records in reports[-1].conditionings.items():
             assert [record.reused for record in records] == [False, True], label
         assert relative(reused, computed, tiny) <= 1e-5
+    with all_foreseen():
+        outputs = twice(fbcache(patch(model), 0.01, reports.append, decision="prediction"), tiny, **settings)
+    assert torch.equal(outputs[0], expected)
+    for label, records in reports[-1].conditionings.items():
+        assert [record.reused for record in records] == [False, True], label
+    assert relative(outputs[1], expected, tiny) <= 1e-5
     plain = {name: value for name, value in settings.items() if name in ("cfg", "batch")}
     assert relative(expected, twice(build(tiny), tiny, **plain)[0]) > 1e-3, "no effect, so this test shows nothing"
-    return reports[-1]
+    return reports[-2]

@@ -1,0 +1,91 @@
+"""Whether one model call is reused: foreseen where that is clear in advance, else measured on block 0's residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from .budget import Budget
+from .families import Stream
+from .residual_cache import ResidualCache, alone
+from .run_state import RunState, Step
+
+
+class Decision:
+    """caches: of each cached stream, one for each conditioning in the batch.
+
+    measured: block 0 runs. diffs: the estimate of each conditioning, None where there is none.
+    """
+
+    # Of the limit: a forecast below it leaves no doubt. The last reused step before a computed one is mostly measured.
+    MARGIN = 0.5
+
+    def __init__(
+        self, run: RunState, caches: Sequence[tuple[ResidualCache, ...]], step: Step, budget: Budget | None
+    ) -> None:
+        self.measured, self.reuses = True, False
+        self.diffs: list[float | None] = [None] * len(caches[0])
+        self._run, self._caches, self._step, self._budget = run, caches, step, budget
+
+    def foresee(self, tokens: Sequence[Tensor], streams: Sequence[Stream]) -> bool:
+        """Decide, before block 0 has run on these tokens, whether it need not run at all."""
+        forecasts = [cache.foresee(self._step.time) for caches in self._caches for cache in caches]
+        if None in forecasts or not self._allowed():
+            return False
+        if max(forecasts) >= self.MARGIN * self._limit() or not self._fit(tokens, streams):
+            return False
+        self.measured, self.reuses = False, True
+        if self._budget is not None:
+            self._budget.note(reused=True, num_blocks=0)
+        return True
+
+    def _limit(self) -> float:
+        if self._budget is None:
+            return self._run.threshold
+        return self._budget.limit(self._step.index, self._step.num_steps)
+
+    def _fit(self, tokens: Sequence[Tensor], streams: Sequence[Stream]) -> bool:
+        """Whether the kept residuals fit the tokens; on ranks only if they do on all."""
+        fits = all(
+            cache.fits(chunk)
+            for caches, tensor, stream in zip(self._caches, tokens, streams, strict=True)
+            for cache, chunk in zip(caches, tensor.chunk(len(caches), stream.batch_dim), strict=True)
+        )
+        if self._run.reduce is alone:
+            return fits
+        return not self._run.reduce(tokens[0].new_full((1,), float(not fits), dtype=torch.float32)).item()
+
+    def measure(self, residuals: Sequence[Tensor], streams: Sequence[Stream]) -> None:
+        """Decide by block 0's residuals."""
+        measured = [
+            [
+                (cache, cache.figures(chunk))
+                for cache, chunk in zip(caches, residual.chunk(len(caches), stream.batch_dim), strict=True)
+            ]
+            for caches, residual, stream in zip(self._caches, residuals, streams, strict=True)
+        ]
+        known = torch.cat([figures for of_stream in measured for _, figures in of_stream])
+        # One device sync per call, whatever the number of conditionings.
+        values = iter(self._run.reduce(known).tolist() if len(known) else ())
+        estimates = [
+            [cache.estimate(list(islice(values, len(figures))), self._step.time) for cache, figures in of_stream]
+            for of_stream in measured
+        ]
+        self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*estimates, strict=True)]
+        possible = None not in self.diffs and self._allowed()
+        self.reuses = possible and all(diff < self._run.threshold for diff in self.diffs)
+        if self._budget is not None:
+            estimate = max(self.diffs) if possible else None
+            self.reuses = self._budget.allows_reuse(estimate, self._step.index, self._step.num_steps)
+            self._budget.note(reused=self.reuses)
+
+    def _allowed(self) -> bool:
+        config = self._run.config
+        return (
+            self._step.allowed
+            and self._step.index >= config.warmup_steps
+            and all(cache.allows_hit(config.max_consecutive_hits) for caches in self._caches for cache in caches)
+        )
