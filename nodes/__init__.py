@@ -12,6 +12,7 @@ from .demo_prompt import DemoPrompt
 from .fbcache_patcher import FBCachePatcher
 from .fp8_quantize import FP8Quantize
 from .fp8_quantize_clip import FP8QuantizeCLIP
+from .load_quantized_model import LoadQuantizedModel
 from .parallel_vae_decode import ParallelVAEDecode
 from .rank_events import add_routes
 
@@ -25,6 +26,7 @@ class ParaAccelerate(ComfyExtension):
             FBCachePatcher,
             FP8Quantize,
             FP8QuantizeCLIP,
+            LoadQuantizedModel,
             CompileModel,
             ContextParallelLauncher,
             ParallelVAEDecode,

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_quantization import apply_clip_quantization
-from ..para_core.quantization import WEIGHT_ONLY
 from ..para_core.quantization_plan import Selection
+from ..para_core.quantization_scheme import WEIGHT_ONLY
 from .quantization_events import send_quantization_report
 
 

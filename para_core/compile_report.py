@@ -47,6 +47,11 @@ class CompileReport:
     def recompiled(self) -> tuple[Compiled, ...]:
         return tuple(one for one in self.compiled if one.reason)
 
+    @property
+    def num_kinds_compiled(self) -> int:
+        """Kinds of blocks of which this run has compiled something."""
+        return len({one.name for one in self.compiled})
+
     def summary(self) -> str:
         """One line: what goes on, or what the run has come to."""
         if self.compiling is not None:
@@ -55,7 +60,7 @@ class CompileReport:
             f"{len(self.compiled)} compilations in {self.seconds:.1f} s" if self.compiled else "nothing to compile"
         ]
         if self.recompiled:
-            parts.append(f"{len(self.recompiled)} of them again ({self.recompiled[-1].reason})")
+            parts.append(f"{len(self.recompiled)} of them recompilations ({self.recompiled[-1].reason})")
         parts.append(f"{self.num_blocks} blocks")
         parts += [f"{count} block calls uncompiled: {reason}" for reason, count in self.uncompiled.items()]
         return "Compile Model: " + "; ".join(parts)
@@ -63,10 +68,8 @@ class CompileReport:
     def text(self) -> str:
         """The summary, a line for each compilation, and what is kept."""
         lines = [self.summary()]
-        lines += [
-            f"  {one.name}: {one.seconds:.1f} s{f' ({one.reason})' if one.reason else ''}" for one in self.compiled
-        ]
+        lines += map(str, self.compiled)
         lines.append(f"  since the model was loaded: {self.num_compilations} compilations, {self.total_seconds:.1f} s")
-        if self.cache_bytes is not None:
+        if self.cache_bytes:
             lines.append(f"  kept for the next start: {self.cache_bytes / 2**20:.1f} MiB")
         return "\n".join(lines)

@@ -1,55 +1,22 @@
-"""Quantized linear weights: the schemes, their scales and rounding, and the product with an activation.
+"""Quantized linear weights: their scales and rounding, and the product with an activation.
 
-The only file that knows torchao and bitsandbytes; both are imported where they are needed. Scales and rounding are
-torchao's. Its tensors and kernels run where the device has them; elsewhere a reference computes the same numbers.
+Scales and rounding are torchao's. Its tensors and kernels run where the device has them; elsewhere a reference
+computes the same numbers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from .quantization_scheme import SCHEMES, Scheme, bitsandbytes_functional, has_kernels, torchao_for
+
 NF4_BLOCK = 64  # weights that share one scale
-INT8_ROUNDING = 0.3  # relative L2 of a row, over that of float8
-FP8_CAPABILITY = (8, 9)  # of NVIDIA GPUs
 METADATA_KEY = "para_quantization"
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How weights are stored, and whether activations are quantized too, with a scale computed at run time.
-
-    kind: fp8, int8 or nf4. per_row: a scale for each row (of the activation: each token), not one for all.
-    """
-
-    name: str
-    kind: str
-    per_row: bool
-    dynamic: bool = False
-
-    @property
-    def rounding(self) -> float:
-        """How coarsely activations are rounded, 1 as float8 does; measured on normally distributed ones."""
-        return (1.0 if self.kind == "fp8" else INT8_ROUNDING) if self.dynamic else 0.0
-
-
-SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("fp8_dynamic_per_tensor", "fp8", per_row=False, dynamic=True),
-        Scheme("fp8_dynamic_per_row", "fp8", per_row=True, dynamic=True),
-        Scheme("fp8_weight_only", "fp8", per_row=True),
-        Scheme("int8_dynamic_per_row", "int8", per_row=True, dynamic=True),
-        Scheme("int8_weight_only", "int8", per_row=True),
-        Scheme("nf4", "nf4", per_row=True),
-    )
-}
-WEIGHT_ONLY = tuple(name for name, scheme in SCHEMES.items() if not scheme.dynamic)
 
 
 @dataclass(frozen=True)
@@ -89,96 +56,13 @@ class QuantizedWeight:
         return reference_linear(self, x, bias)
 
 
-def rounding_of(layers: Iterable[object]) -> float:
-    """`Scheme.rounding` of the coarsest of these layers; 0 where none of them is one of our quantized linears."""
-    schemes = (getattr(layer, "scheme", None) for layer in layers)
-    return max((scheme.rounding for scheme in schemes if isinstance(scheme, Scheme)), default=0.0)
-
-
-def scheme_for(name: str, device: torch.device, *, weight_only: bool = False) -> Scheme:
-    """The scheme of that name, `auto` by device.
-
-    Raises ValueError for an unknown scheme, for one that the device cannot run, or whose package is missing; each says
-    what to choose instead.
-    """
-    allowed = WEIGHT_ONLY if weight_only else tuple(SCHEMES)
-    if name == "auto":
-        return SCHEMES[_automatic(device, weight_only)]
-    if name not in allowed:
-        raise ValueError(f'scheme "{name}" is not available here; choose one of: auto, {", ".join(allowed)}')
-    scheme = SCHEMES[name]
-    lacks = _lacks(scheme, device)
-    if lacks is not None:
-        instead = next(other for other in ("int8_dynamic_per_row", "int8_weight_only") if _fits(other, device))
-        compiled = ", which also work with Compile Model" if device.type == "cuda" else ""
-        raise ValueError(
-            f"{name} cannot run on {_device_name(device)}: {lacks}. Choose {instead} or auto instead{compiled}."
-        )
-    if scheme.kind == "nf4":
-        _bitsandbytes()
-    elif has_kernels(scheme, device):
-        _torchao(scheme)
-    return scheme
-
-
-def has_kernels(scheme: Scheme, device: torch.device) -> bool:
-    """Whether activations in this scheme multiply in hardware there; else the reference computes the same numbers."""
-    return scheme.dynamic and device.type != "cpu" and _lacks(scheme, device) is None
-
-
-def compiled_lacks(scheme: Scheme, device: torch.device) -> str | None:
-    """Why this scheme does not run there in compiled code, and what does; None where it runs, or is no matter of it."""
-    if scheme.kind != "fp8" or device.type != "cuda" or torch.version.hip:
-        return None
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= FP8_CAPABILITY:
-        return None
-    instead = (
-        "int8_dynamic_per_row or int8_weight_only" if _fits("int8_dynamic_per_row", device) else "int8_weight_only"
-    )
-    return (
-        f"compiled code cannot convert float8 on compute capability {capability[0]}.{capability[1]}; "
-        f"with Compile Model choose {instead}"
-    )
-
-
-def _automatic(device: torch.device, weight_only: bool) -> str:
-    preferred = ("fp8_dynamic_per_row", "int8_dynamic_per_row", "int8_weight_only")
-    # The reference on the CPU is no faster, so there the most exact way to half the memory.
-    usable = preferred[2:] if weight_only or device.type == "cpu" else preferred
-    return next(name for name in usable if _fits(name, device))
-
-
-def _fits(name: str, device: torch.device) -> bool:
-    return _lacks(SCHEMES[name], device) is None
-
-
-def _lacks(scheme: Scheme, device: torch.device) -> str | None:
-    """What the device lacks for multiplying quantized activations."""
-    if not scheme.dynamic or device.type in ("cpu", "xpu"):
-        return None
-    if device.type != "cuda":
-        return f"{device.type} multiplies neither float8 nor int8"
-    if torch.version.hip:
-        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-        fits = scheme.kind != "fp8" or arch in ("gfx942", "gfx950")
-        return None if fits else f"its architecture is {arch}, and float8 products need MI300 or newer"
-    needed = FP8_CAPABILITY if scheme.kind == "fp8" else (7, 5)
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= needed:
-        return None
-    return f"its compute capability is {capability[0]}.{capability[1]}, below {needed[0]}.{needed[1]}"
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
-
-
 def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     """Round a float weight of shape (out, in), on its own device. Raises ValueError if nf4 lacks bitsandbytes."""
     shape = (weight.shape[0], weight.shape[1])
     if scheme.kind == "nf4":
-        data, state = _bitsandbytes().quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+        data, state = bitsandbytes_functional().quantize_4bit(
+            weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
+        )
         return QuantizedWeight(scheme, data, state.absmax, shape)
     scale = choose_scale(weight, scheme)
     return QuantizedWeight(scheme, round_to(weight, scale, scheme), scale, shape)
@@ -239,7 +123,7 @@ def kernel_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Te
 
 
 def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
-    ao = _torchao(weight.scheme)
+    ao = torchao_for(weight.scheme)
     granularity = ao.PerRow() if weight.scheme.per_row else ao.PerTensor()
     block_size = [1 if weight.scheme.per_row else weight.shape[0], weight.shape[1]]
     if weight.scheme.kind == "int8":
@@ -260,30 +144,8 @@ def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     return ao.Float8Tensor(weight.data, weight.scale, block_size, **settings)
 
 
-def _torchao(scheme: Scheme) -> ModuleType:
-    try:
-        import torchao.quantization
-    except ImportError:
-        raise ValueError(
-            f"{scheme.name} needs torchao, which is missing; install it with: pip install torchao, or choose one of: "
-            f"{', '.join(WEIGHT_ONLY)}"
-        ) from None
-    return torchao.quantization
-
-
-def _bitsandbytes() -> ModuleType:
-    try:
-        import bitsandbytes.functional
-    except ImportError:
-        raise ValueError(
-            "nf4 needs bitsandbytes, which is missing; install it with: pip install bitsandbytes, or choose "
-            "int8_weight_only"
-        ) from None
-    return bitsandbytes.functional
-
-
 def _dequantize_nf4(weight: QuantizedWeight) -> Tensor:
-    bnb = _bitsandbytes()
+    bnb = bitsandbytes_functional()
     code = bnb.get_4bit_type("nf4", device=weight.data.device, blocksize=NF4_BLOCK)
     state = bnb.QuantState(
         weight.scale, torch.Size(weight.shape), code, NF4_BLOCK, quant_type="nf4", dtype=torch.float32

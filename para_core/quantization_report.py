@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .quantization import QuantizedWeight, Scheme, compiled_lacks, has_kernels
+from .quantization import QuantizedWeight
+from .quantization_scheme import Scheme, compiled_lacks, has_kernels
 
 NAMES_SHOWN = 3  # of the layers that were left for one reason
 
@@ -18,7 +19,8 @@ class QuantizationReport:
     """What was done to one model.
 
     quantized: layer names. left: name to reason. bytes_before, bytes_after: of the quantized layers' weights.
-    num_weights: in them. weight_error: relative L2 of all of them. note: what to know about this device; may be empty.
+    num_weights: in them. weight_error: relative L2 of all of them; None where the original weights are gone.
+    note: what to know about this device; may be empty.
     """
 
     scheme: str
@@ -27,7 +29,7 @@ class QuantizationReport:
     bytes_before: int
     bytes_after: int
     num_weights: int
-    weight_error: float
+    weight_error: float | None
     note: str = ""
 
     @property
@@ -49,7 +51,7 @@ class QuantizationReport:
         left = f"; left {len(self.left)}: {reasons}" if reasons else ""
         return (
             f"{self.scheme}: {len(self.quantized)} layers, {self._memory()}, "
-            f"weight error {self.weight_error:.2%}{left}{'; ' + self.note if self.note else ''}"
+            f"weight error {self._error()}{left}{'; ' + self.note if self.note else ''}"
         )
 
     def text(self) -> str:
@@ -59,10 +61,13 @@ class QuantizationReport:
             f"Layers: {len(self.quantized)} quantized, {len(self.left)} left",
             *(f"Left, {why}: {_some(names)}" for why, names in self.reasons.items()),
             f"Memory of the quantized layers: {self._memory()}",
-            f"Weight error: {self.weight_error:.2%} (relative L2)",
+            f"Weight error: {self._error()} (relative L2)",
             f"Note: {self.note}" if self.note else "",
         ]
         return "\n".join(filter(None, lines))
+
+    def _error(self) -> str:
+        return "unknown" if self.weight_error is None else f"{self.weight_error:.2%}"
 
     def _memory(self) -> str:
         before, after = self.bytes_before, self.bytes_after

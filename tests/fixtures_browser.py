@@ -25,6 +25,13 @@ RUN = """timeout => new Promise(async (resolve, reject) => {
     api.addEventListener('execution_error', e => reject(new Error(e.detail.exception_message)), { once: true })
     if (!await app.queuePrompt(0, 1)) reject(new Error('not queued'))
 })"""
+LOOK = """([type, scale]) => {
+    const { ds } = app.canvas
+    const { pos } = app.rootGraph.nodes.find(node => node.type === type)
+    ds.scale = scale
+    ds.offset = [-pos[0] + 120, -pos[1] + 100]
+    app.canvas.setDirty(true, true)
+}"""
 MISSING = """() => app.rootGraph.nodes
     .filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"""
 
@@ -40,9 +47,9 @@ class Frontend:
         page.on("pageerror", lambda error: self.broken.append(str(error)))
         page.on("console", lambda line: self.broken.append(line.text) if BROKEN.search(line.text) else None)
 
-    def open(self, locale: str = "en") -> None:
-        """Show the interface in this language, anew unless it is what the page shows already."""
-        settings = SETTINGS | {"Comfy.Locale": locale}
+    def open(self, locale: str = "en", *, vue: bool = False) -> None:
+        """Show the interface in this language, anew unless it is what the page shows already. vue: Nodes 2.0."""
+        settings = SETTINGS | {"Comfy.Locale": locale, "Comfy.VueNodes.Enabled": vue}
         if settings != self._opened_with:
             self.server.request("/settings", settings)
             self.page.goto(self.server.url)
@@ -74,6 +81,10 @@ class Frontend:
         """Press Run and wait for the end. Raises with the server's message where it fails."""
         self.page.evaluate(RUN, timeout * 1000)
 
+    def look_at(self, type_: str, scale: float) -> None:
+        """Move the canvas until the first node of this type is in the upper left."""
+        self.page.evaluate(LOOK, [type_, scale])
+
     def screenshot(self, name: str) -> Path:
         """A picture of the page in out/, for people to look at."""
         path = PACK / "out" / name
@@ -94,6 +105,24 @@ def chromium():
         browser = driver.chromium.launch(executable_path=program, args=FLAGS.split())
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def interface(server: ComfyServer, chromium) -> Frontend:
+    """A page of its own for the panels on nodes, since their tests need settings that the others must not meet."""
+    context = chromium.new_context(viewport={"width": 1600, "height": 900})
+    opened = Frontend(context.new_page(), server)
+    # The interface catches what a listener throws, and warns.
+    opened.page.on("console", lambda line: "Uncaught" in line.text and opened.broken.append(line.text))
+    yield opened
+    context.close()
+    server.request("/settings", SETTINGS | {"Comfy.ColorPalette": "dark"})
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
+def vue(request: pytest.FixtureRequest) -> bool:
+    """Nodes 2.0 or the canvas; for the module, so that the page is loaded once for each."""
+    return request.param
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from fixtures_browser import READY, Frontend
+from fixtures_browser import READY
 from fixtures_server import SETTINGS
 
 ROOT = Path(__file__).absolute().parent.parent
 DEMO = ROOT / "workflows" / "para_demo.json"
-NODE = "app.rootGraph.nodes.find(node => node.type === 'ParaFBCachePatcher')"
+TYPE = "ParaFBCachePatcher"
+NODE = f"app.rootGraph.nodes.find(node => node.type === '{TYPE}')"
 PANEL = f"({NODE}).widgets.find(widget => widget.name === 'para_fbcache')?.element"
 CELLS = "['computed', 'reused', 'coming'].map(name => root.querySelectorAll('rect.' + name).length)"
 # The panel is drawn before this listener is called: it was registered later.
@@ -77,30 +78,11 @@ LANGUAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def interface(server, chromium):
-    """A page of its own, since these tests need settings that the others must not meet."""
-    context = chromium.new_context(viewport={"width": 1600, "height": 900})
-    opened = Frontend(context.new_page(), server)
-    # The interface catches what a listener throws, and warns.
-    opened.page.on("console", lambda line: "Uncaught" in line.text and opened.broken.append(line.text))
-    opened.page.on("pageerror", lambda error: opened.broken.append(str(error)))
-    yield opened
-    context.close()
-    server.request("/settings", SETTINGS | {"Comfy.ColorPalette": "dark"})
-
-
 @pytest.fixture(autouse=True)
 def nothing_breaks(interface):
     interface.broken.clear()
     yield
     assert interface.broken == []
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
-def vue(request) -> bool:
-    """Nodes 2.0 or the canvas; for the module, so that the page is loaded once for each."""
-    return request.param
 
 
 def open_page(interface, *, locale="en", vue=False, palette="dark"):
@@ -112,7 +94,7 @@ def open_page(interface, *, locale="en", vue=False, palette="dark"):
     interface.page.evaluate("chosen => { window.chosen = chosen }", chosen)
     interface.load(DEMO)
     interface.page.wait_for_timeout(1000)  # it moves to where everything is in view
-    look_at_patcher(interface.page, 0.8)
+    interface.look_at(TYPE, 0.8)
     return interface.page
 
 
@@ -125,20 +107,8 @@ def open_demo(interface, *, vue=False):
     number = interface.page.evaluate("() => window.number = (window.number ?? 0) + 1")
     workflow = json.loads(DEMO.read_text(encoding="utf-8")) | {"id": f"daed08dd-14ed-5cf0-a402-{number:012}"}
     interface.page.evaluate("workflow => app.loadGraphData(workflow, true, true, 'demo')", workflow)
-    look_at_patcher(interface.page, 0.8)
+    interface.look_at(TYPE, 0.8)
     return interface.page
-
-
-def look_at_patcher(page, scale: float) -> None:
-    page.evaluate(
-        f"""scale => {{
-            const {{ ds }} = app.canvas
-            ds.scale = scale
-            ds.offset = [-({NODE}).pos[0] + 120, -({NODE}).pos[1] + 100]
-            app.canvas.setDirty(true, true)
-        }}""",
-        scale,
-    )
 
 
 def choose(page, type_: str, **values) -> None:
@@ -148,7 +118,7 @@ def choose(page, type_: str, **values) -> None:
 def run(interface, *, steps: int, threshold: float) -> list[dict]:
     """Run it with these settings; what the panel showed after each event."""
     choose(interface.page, "KSampler", steps=steps)
-    choose(interface.page, "ParaFBCachePatcher", residual_diff_threshold=threshold)
+    choose(interface.page, TYPE, residual_diff_threshold=threshold)
     interface.server.free()  # a cached run sends no events
     interface.page.evaluate(RECORD)
     interface.run()
@@ -166,7 +136,7 @@ def panels(page):
 
 def save_picture(interface, name: str) -> None:
     """The patcher and its neighbours, large enough to read."""
-    look_at_patcher(interface.page, 1.25)
+    interface.look_at(TYPE, 1.25)
     interface.page.wait_for_timeout(400)
     interface.screenshot(name)
 
@@ -226,7 +196,7 @@ def test_panel_survives_undo_and_redo(interface, vue):
     page.mouse.click(1500, 500)
     page.evaluate(SEND, {})
     for value in (0.2, 0.3):
-        choose(page, "ParaFBCachePatcher", residual_diff_threshold=value)
+        choose(page, TYPE, residual_diff_threshold=value)
         page.mouse.click(1500, 500)
         page.wait_for_timeout(300)
     seen = []

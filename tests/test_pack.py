@@ -18,6 +18,7 @@ NODES = {
     "ParaFBCachePatcher",
     "ParaFP8Quantize",
     "ParaFP8QuantizeCLIP",
+    "ParaLoadQuantizedModel",
     "ParaCompileModel",
     "ParaContextParallelLauncher",
     "ParaParallelVAEDecode",

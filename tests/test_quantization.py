@@ -5,18 +5,16 @@ import sys
 import pytest
 import torch
 
-from para_core import quantization
 from para_core.quantization import (
-    SCHEMES,
     QuantizedWeight,
     choose_scale,
     from_state_dict,
     kernel_linear,
     quantize,
     reference_linear,
-    scheme_for,
     to_state_dict,
 )
+from para_core.quantization_scheme import SCHEMES, has_kernels, scheme_for
 
 CPU = torch.device("cpu")
 # Relative L2 of one product with normally distributed weights and activations: 3 bits of mantissa round by 2.6 %,
@@ -232,4 +230,4 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     weight, bias, x = tensors()
     for name in WITHOUT_NF4:
         assert isinstance(quantize(weight, scheme_for(name, CPU)), QuantizedWeight)
-    assert quantization.has_kernels(SCHEMES["fp8_dynamic_per_row"], torch.device("cuda:0"))
+    assert has_kernels(SCHEMES["fp8_dynamic_per_row"], torch.device("cuda:0"))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from para_core.quantization import SCHEMES, quantize
+from para_core.quantization import quantize
 from para_core.quantization_report import QuantizationReport, Tally, note
+from para_core.quantization_scheme import SCHEMES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 

@@ -16,8 +16,7 @@ const WORDS = {
     running: "running compiled code",
     done: "{count} compilations in {seconds} s",
     nothing: "nothing had to be compiled",
-    recompiled: "{count} of them again",
-    size: "another size",
+    recompiled: "{done}, {count} of them recompilations",
     total: "{count} compilations since the model was loaded, {seconds} s; {blocks} blocks",
     kept: "{size} MiB kept for the next start",
     uncompiled: "{count} block calls uncompiled: {reason}",
@@ -28,8 +27,10 @@ const WORDS = {
     running: "正在运行编译后的代码",
     done: "编译 {count} 次，用时 {seconds} 秒",
     nothing: "无需编译",
-    recompiled: "其中重新编译 {count} 次",
-    size: "尺寸不同",
+    recompiled: "{done}；其中重新编译 {count} 次",
+    "another size": "尺寸不同",
+    "its weights are offloaded, with a LoRA on them": "权重已卸载，且带有 LoRA",
+    "another extension has replaced the block's forward": "其他扩展替换了该块的 forward",
     total: "模型加载以来编译 {count} 次，{seconds} 秒；共 {blocks} 个块",
     kept: "保留 {size} MiB 供下次启动",
     uncompiled: "{count} 次块调用未编译：{reason}",
@@ -62,7 +63,7 @@ export class CompilePanel {
     if (report.compiling !== null) parts.push(bar(report, words))
     parts.push(...report.compiled.flatMap((one) => compilation(one, words)))
     for (const [reason, count] of Object.entries(report.uncompiled)) {
-      parts.push(line("reason", fill(words.uncompiled, { count, reason })))
+      parts.push(line("reason", fill(words.uncompiled, { count, reason: translated(reason, words) })))
     }
     if (report.finished) parts.push(...totals(report, words))
     const group = document.createElement("section")
@@ -87,7 +88,7 @@ function headline(report, words) {
   const again = report.compiled.filter((one) => one.reason).length
   const seconds = report.compiled.reduce((sum, one) => sum + one.seconds, 0).toFixed(1)
   const done = fill(words.done, { count: report.compiled.length, seconds })
-  return again ? `${done}; ${fill(words.recompiled, { count: again })}` : done
+  return again ? fill(words.recompiled, { done, count: again }) : done
 }
 
 /** @param {Report} report @param {Record<string, string>} words */
@@ -103,15 +104,17 @@ function bar(report, words) {
 function compilation(one, words) {
   const row = line("row", "")
   row.append(line("", one.name), line("", `${one.seconds.toFixed(1)} s`))
-  const reason = one.reason === "another size" ? words.size : one.reason
-  return reason ? [row, line("reason", reason)] : [row]
+  return one.reason ? [row, line("reason", translated(one.reason, words))] : [row]
 }
+
+/** Our own reasons in the language of the interface; torch's as they come. @param {string} reason @param {Record<string, string>} words */
+const translated = (reason, words) => words[reason] ?? reason
 
 /** @param {Report} report @param {Record<string, string>} words */
 function totals(report, words) {
   const values = { count: report.num_compilations, seconds: report.total_seconds.toFixed(1), blocks: report.num_blocks }
   const lines = [line("", fill(words.total, values))]
-  if (report.cache_bytes !== null) {
+  if (report.cache_bytes) {
     lines.push(line("", fill(words.kept, { size: (report.cache_bytes / 2 ** 20).toFixed(1) })))
   }
   return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,11 +17,12 @@ from ..cache_report import RunReport
 from ..cache_run import CacheRun
 from ..families import ModelFamily, family_of
 from ..first_block import CachedCall
-from ..quantization import rounding_of
+from ..quantization_scheme import rounding_of
 from ..residual_cache import CacheConfig
 from ..run_state import Step
 from .comfy_conditionings import conditionings_of
 from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of
+from .comfy_quantized_model import stored_linears
 from .comfy_stand_in import RemoteCall, StandIn, object_patches_of
 
 logger = logging.getLogger(__name__)
@@ -144,9 +145,7 @@ def _outer_sample(executor, *args, **kwargs):
     sampling = guider.model_patcher.get_model_object("model_sampling")
     start, end = fbcache.config.start_percent, fbcache.config.end_percent
     run = SamplingRun(
-        CacheRun(
-            fbcache.family, fbcache.config, rounding=rounding_of(object_patches_of(guider.model_patcher).values())
-        ),
+        CacheRun(fbcache.family, fbcache.config, rounding=rounding_of(_quantized_layers(guider.model_patcher))),
         fbcache,
         # At 0 without the host's answer: a sampler may start above the model's highest sigma.
         (float(sampling.percent_to_sigma(start)) if start > 0 else math.inf, float(sampling.percent_to_sigma(end))),
@@ -230,3 +229,9 @@ def _block_patch(call: CachedCall, stack: int, index: int, inner: Callable | Non
         return call.block(stack, index, args, lambda: inner(args, extra), patched=True)
 
     return patch
+
+
+def _quantized_layers(model: ModelPatcher) -> Iterator[object]:
+    """Those of the quantization nodes, and of the model's own file; not what another clone has in the model."""
+    yield from object_patches_of(model).values()
+    yield from (layer for _, layer in stored_linears(model))

@@ -13,10 +13,13 @@ from comfy.sd import CLIP
 from torch import nn
 
 from ..families import family_of
-from ..quantization import QuantizedWeight, Scheme, from_state_dict, quantize, scheme_for, to_state_dict
+from ..quantization import QuantizedWeight, from_state_dict, quantize, to_state_dict
 from ..quantization_plan import Selection, choose_layers, family_layers, listed_layers, weight_obstacle
 from ..quantization_report import QuantizationReport, Tally
-from .comfy_quantized_linear import FloatTensor, QuantizedLinear, is_quantized, quantized_linear
+from ..quantization_scheme import Scheme, scheme_for
+from .comfy_quantized_file import FileLinear
+from .comfy_quantized_linear import FloatTensor, QuantizedLinear, quantized_linear
+from .comfy_quantized_tensor import is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +143,9 @@ def _replace(clone: ModelPatcher, path: str, weight: QuantizedWeight) -> int:
     """Put a quantized linear in the place of the one at `path`; returns the bytes saved."""
     source = FloatTensor.of(clone, path, "weight")
     weight = weight.to(clone.offload_device)
-    clone.add_object_patch(path, quantized_linear(weight, FloatTensor.of(clone, path, "bias")(), source))
-    return source().nbytes - weight.nbytes
+    bias, original = FloatTensor.of(clone, path, "bias")(), source()
+    clone.add_object_patch(path, quantized_linear(weight, bias, source, original.dtype))
+    return original.nbytes - weight.nbytes
 
 
 def _resized(clone: ModelPatcher, saved: int) -> ModelPatcher:
@@ -159,6 +163,6 @@ def _obstacle(patcher: ModelPatcher, prefix: str, name: str, _: nn.Module) -> st
     if is_quantized(layer.weight):
         return f"already quantized ({layer.weight._layout_cls})"
     obstacle = weight_obstacle(layer.weight)
-    if obstacle is None and type(layer).__module__ not in PLAIN_LINEARS:
+    if obstacle is None and type(layer).__module__ not in PLAIN_LINEARS and type(layer) is not FileLinear:
         return f"not a plain linear ({type(layer).__name__})"
     return obstacle

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 
-import comfy.float
 import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..quantization import QuantizedWeight, Scheme, choose_scale, quantize, round_to
-
-try:
-    from comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_class
-    from comfy_kitchen.tensor.base import BaseLayoutParams
-except ImportError:  # ComfyUI 0.3
-    QuantizedTensor = None
+from ..quantization import QuantizedWeight, choose_scale, quantize, round_to
+from .comfy_quantized_tensor import QuantizedTensor, is_quantized, quantized_tensor
 
 # Formats that ComfyUI's own loader reads; the others are ours. (kind, per_row) to name.
 HOST_FORMATS = {("fp8", False): "float8_e4m3fn", ("int8", True): "int8_tensorwise"}
-LAYOUT = "ParaAccelerateLayout"
-
-
-def is_quantized(tensor: Tensor) -> bool:
-    """Whether this is the host's quantized tensor, in whatever layout."""
-    return QuantizedTensor is not None and isinstance(tensor, QuantizedTensor)
+DESCRIPTION = "comfy_quant"  # the host's name for what it saves beside a quantized weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +49,16 @@ class FloatTensor:
 class QuantizedLinear(nn.Module, comfy.ops.CastWeightBiasOp):
     """Stands in for one of the host's linears.
 
-    source: the weight before, while it lasts; LoRAs are added to that one, so that the result is rounded once.
+    source: the weight before, while it lasts; LoRAs are added to that one, so that the result is rounded once. None
+    where only the quantized weight is left. dtype: of the weight before.
     """
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, source: FloatTensor) -> None:
+    def __init__(
+        self, weight: QuantizedWeight, bias: Tensor | None, source: FloatTensor | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.scheme = weight.scheme
+        self.scheme, self.dtype = weight.scheme, dtype
         self.source = source
         self.weight = _parameter(self._stored(weight))
         self.bias = None if bias is None else _parameter(bias)
@@ -83,6 +74,8 @@ class QuantizedLinear(nn.Module, comfy.ops.CastWeightBiasOp):
 
     def convert_weight(self, weight: Tensor, inplace: bool = False, **kwargs) -> Tensor:
         """What the host adds LoRAs to; on the device and in the dtype of `weight`."""
+        if self.source is None:
+            return self._quantized(weight).dequantize(weight.dtype) if is_quantized(weight) else weight
         return self.source().to(weight.device, weight.dtype, copy=True)
 
     def set_weight(
@@ -110,8 +103,7 @@ class QuantizedLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         return self._quantized(self.weight if weight is None else weight)
 
     def _stored(self, weight: QuantizedWeight) -> Tensor:
-        parameters = _layout().Params(weight.scale, self.source().dtype, weight.shape, weight.scheme)
-        return QuantizedTensor(weight.data, LAYOUT, parameters)
+        return quantized_tensor(weight, self.dtype)
 
     def _quantized(self, weight: Tensor) -> QuantizedWeight:
         return QuantizedWeight(self.scheme, weight._qdata, weight._params.scale, tuple(weight._params.orig_shape))
@@ -127,9 +119,14 @@ class QuantizedLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         destination |= self.weight.state_dict(f"{prefix}weight")
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
+        destination[f"{prefix}{DESCRIPTION}"] = self.description()
+
+    def description(self) -> Tensor:
+        """JSON as bytes: the format by which the host's loader knows the weight, and what ours has to know besides."""
         name = HOST_FORMATS.get((self.scheme.kind, self.scheme.per_row), f"para_{self.scheme.kind}")
-        text = json.dumps({"format": name} | ({} if self.scheme.kind != "nf4" else {"shape": self.weight.shape}))
-        destination[f"{prefix}comfy_quant"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        shape, dtype = [self.out_features, self.in_features], str(self.dtype).removeprefix("torch.")
+        text = json.dumps({"format": name, "para": {"scheme": self.scheme.name, "shape": shape, "dtype": dtype}})
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 class RawQuantizedLinear(QuantizedLinear):
@@ -153,6 +150,12 @@ class RawQuantizedLinear(QuantizedLinear):
         weight, bias = comfy.ops.cast_bias_weight(self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype)
         return self._quantized(weight).linear(x, bias)
 
+    def convert_weight(self, weight: Tensor, inplace: bool = False, **kwargs) -> Tensor:
+        """What the host adds LoRAs to; here it gives the numbers as they are stored."""
+        if self.source is None:
+            return weight * self._original_scale.to(weight.device, weight.dtype)
+        return super().convert_weight(weight)
+
     def set_weight(self, weight: Tensor, *args, return_weight: bool = False, **kwargs) -> Tensor | None:
         """Quantize what the host has patched, with a new scale where the result stays in this layer."""
         if return_weight:
@@ -175,6 +178,7 @@ class RawQuantizedLinear(QuantizedLinear):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+        destination[f"{prefix}{DESCRIPTION}"] = self.description()
 
 
 def quantized_linear(*args) -> QuantizedLinear:
@@ -189,58 +193,5 @@ def quantized_linear(*args) -> QuantizedLinear:
     return RawQuantizedLinear(*args)
 
 
-def stochastically(weight: Tensor, scheme: Scheme, seed: int) -> QuantizedWeight:
-    """Quantize what was rounded before, so that on average no small change is lost; nf4 to nearest all the same."""
-    if scheme.kind == "nf4":
-        return quantize(weight, scheme)
-    scale = choose_scale(weight, scheme)
-    if scheme.kind == "fp8":
-        dtype = round_to(weight[:1, :1], scale[:1], scheme).dtype
-        data = comfy.float.stochastic_rounding(weight.float() / scale, dtype, seed=seed)
-    else:
-        generator = torch.Generator(weight.device).manual_seed(seed)
-        noise = torch.rand(weight.shape, generator=generator, device=weight.device)
-        data = torch.floor(weight.float() / scale + noise).clamp(-128, 127).to(torch.int8)
-    return QuantizedWeight(scheme, data, scale, (weight.shape[0], weight.shape[1]))
-
-
 def _parameter(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
-
-
-@functools.cache
-def _layout() -> type:
-    """Our layout among those of the host's quantized tensors, entered there the first time a model is quantized."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Params(BaseLayoutParams):
-        scheme: Scheme
-
-    class ParaAccelerateLayout(QuantizedLayout):
-        @classmethod
-        def quantize(cls, tensor, scheme=None, stochastic_rounding=0, **kwargs):
-            seed = stochastic_rounding
-            weight = stochastically(tensor, scheme, seed) if seed else quantize(tensor, scheme)
-            return weight.data, Params(weight.scale, tensor.dtype, weight.shape, scheme)
-
-        @classmethod
-        def dequantize(cls, qdata, params):
-            return QuantizedWeight(params.scheme, qdata, params.scale, params.orig_shape).dequantize(params.orig_dtype)
-
-        @classmethod
-        def get_plain_tensors(cls, qtensor):
-            return qtensor._qdata, qtensor._params.scale
-
-        @classmethod
-        def state_dict_tensors(cls, qdata, params):
-            # The host's own format of one scale has it as a number.
-            scale = params.scale if params.scheme.per_row else params.scale.reshape(())
-            return {"": qdata, "_scale": scale}
-
-        @classmethod
-        def requantize_kwargs(cls, qtensor):
-            return {"scheme": qtensor._params.scheme}
-
-    ParaAccelerateLayout.Params = Params
-    register_layout_class(LAYOUT, ParaAccelerateLayout)
-    return ParaAccelerateLayout

@@ -11,9 +11,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..quantization import SCHEMES, QuantizedWeight
+from ..quantization import QuantizedWeight
+from ..quantization_scheme import SCHEMES
 from .comfy_quantization import with_quantized_weights
-from .comfy_travel import unpack
+from .comfy_quantized_model import load_quantized_model
+from .comfy_travel import QUANTIZED_FILE, unpack
 
 
 class Holder(nn.Module):
@@ -30,6 +32,7 @@ class Holder(nn.Module):
 def from_recipe(recipe: bytes) -> ModelPatcher:
     """The model that the server's loader built; files are mapped, so that the ranks of a machine share their pages."""
     function, arguments, *index = pickle.loads(recipe)
+    function = load_quantized_model if function == QUANTIZED_FILE else function
     found = function(*arguments)
     return found[index[0]] if index else found
 

@@ -13,8 +13,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from .comfy_options import KEY
+from .comfy_quantized_model import load_quantized_model
 
 PLAIN = (type(None), bool, int, float, str, bytes, Tensor)
+QUANTIZED_FILE = "load_quantized_model"
 # What the host puts into transformer_options for its own process only.
 STAYS = {KEY, "wrappers", "callbacks", "uuids", "prefetch_dynamic_vbars", "context_window", "multigpu_thread_device"}
 # Code of other packs (and of some of the host's own nodes) that wants to run inside the model.
@@ -73,8 +75,10 @@ def recipe_of(model: ModelPatcher) -> tuple[str, bytes] | None:
 
     None where the loader left none, or one that another process cannot follow.
     """
-    recipe = getattr(model, "cached_patcher_init", None)  # not in ComfyUI 0.3
-    if recipe is None or not recipe[0].__module__.startswith("comfy."):
+    recipe = getattr(model, "cached_patcher_init", None)  # ComfyUI 0.3 sets none
+    if recipe is not None and recipe[0] is load_quantized_model:
+        recipe = (QUANTIZED_FILE, *recipe[1:])  # in the server our modules have other names
+    elif recipe is None or not recipe[0].__module__.startswith("comfy."):
         return None
     try:
         packed = pickle.dumps(recipe)

@@ -16,7 +16,7 @@ from ..budget import Budget
 from ..cache_report import RunReport
 from ..cache_run import CacheRun
 from ..families import family_of
-from ..quantization import rounding_of
+from ..quantization_scheme import rounding_of
 from ..residual_cache import CacheConfig, alone
 from ..run_state import Step
 from .diffusers_calls import Pipe, around_calls

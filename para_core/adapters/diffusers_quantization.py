@@ -10,9 +10,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..families import family_of
-from ..quantization import QuantizedWeight, Scheme, quantize, scheme_for
+from ..quantization import QuantizedWeight, quantize
 from ..quantization_plan import Selection, choose_layers, family_layers, listed_layers, weight_obstacle
 from ..quantization_report import QuantizationReport, Tally
+from ..quantization_scheme import Scheme, scheme_for
 
 logger = logging.getLogger(__name__)
 

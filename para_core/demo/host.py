@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ HOW_TO_GET_ONE = (
 )
 CPU_ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention")
 TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
+Listener = Callable[[str, dict], None]
 LOAD_ERRORS = re.compile(r"IMPORT FAILED|Cannot import|Error while calling")
 
 
@@ -140,17 +141,18 @@ class ComfyServer:
             raise HostError(_refusal(error.read(), error)) from None
         return json.loads(text) if text else None
 
-    def run_workflow(self, workflow: dict, *, timeout: float = 600) -> HostRun:
+    def run_workflow(self, workflow: dict, *, timeout: float = 600, listener: Listener | None = None) -> HostRun:
         """Queue a workflow, in the interface's format or the API's, and wait for its end.
 
+        listener: called with type and data of each message when it comes, by another thread.
         Raises HostError with the failing node and its message, or when `timeout` seconds have passed.
         """
         prompt = to_api(workflow, self.object_info())
         # A thread: the caller may sit in an event loop of its own.
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, self._run(prompt, timeout)).result()
+            return pool.submit(asyncio.run, self._run(prompt, timeout, listener)).result()
 
-    async def _run(self, prompt: dict, timeout: float) -> HostRun:
+    async def _run(self, prompt: dict, timeout: float, listener: Listener | None) -> HostRun:
         import aiohttp  # comes with ComfyUI's requirements
 
         client = uuid.uuid4().hex
@@ -159,7 +161,7 @@ class ComfyServer:
             start = time.perf_counter()
             answer = await asyncio.to_thread(self.request, "/prompt", {"prompt": prompt, "client_id": client})
             try:
-                events = await asyncio.wait_for(_until_end(messages, answer["prompt_id"]), timeout)
+                events = await asyncio.wait_for(_until_end(messages, answer["prompt_id"], listener), timeout)
             except asyncio.TimeoutError:
                 raise HostError(f"the workflow did not end within {timeout:g} s") from None
         outputs = {data["node"]: data["output"] for type_, data in events if type_ == "executed" and data["output"]}
@@ -204,7 +206,7 @@ class ComfyServer:
         logger.info("ComfyUI ready at %s after %.1f s", self.url, time.monotonic() - start)
 
 
-async def _until_end(messages, prompt_id: str) -> list[tuple[str, dict]]:
+async def _until_end(messages, prompt_id: str, listener: Listener | None) -> list[tuple[str, dict]]:
     """The server's messages up to the end of one prompt. Raises HostError where the prompt ends badly."""
     events = []
     async for message in messages:
@@ -213,6 +215,8 @@ async def _until_end(messages, prompt_id: str) -> list[tuple[str, dict]]:
             continue
         type_, data = event["type"], event["data"]
         events.append((type_, data))
+        if listener is not None:
+            listener(type_, data)
         if isinstance(data, dict) and data.get("prompt_id") == prompt_id:
             if type_ == "execution_success":
                 return events
