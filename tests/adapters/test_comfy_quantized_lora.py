@@ -54,7 +54,7 @@ def test_lora_is_rounded_once(scheme):
     assert torch.equal(quantized.object_patches[path].quantized_weight().data, expected.data)
 
 
-def test_weights_are_taken_without_the_lora_that_is_merged_at_that_time(exact):
+def test_weights_are_taken_without_the_lora_that_is_merged_at_that_time():
     model = build(FLUX)
     call(add_lora(model))
     assert torch.equal(call(quantize(model)), call(quantize(build(FLUX))))
