@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -12,16 +13,19 @@ from torch import Tensor
 
 from .sharded_call import ShardedCall
 
+# (q, k, v, mask or None, scale=, enable_gqa=) -> out: attention of one device over the keys that it is given
+OwnAttention = Callable[..., Tensor]
+
 # Operators take no Python objects, so this one looks up here which model call it is part of; set for that call only.
-_CALL: ContextVar[ShardedCall] = ContextVar("sharded_call")
+_CALL: ContextVar[tuple[ShardedCall, OwnAttention | None]] = ContextVar("sharded_call")
 # Of this module's own: the pack may be loaded twice, under two names.
 NAMESPACE = __name__.replace(".", "_").replace("-", "_")
 
 
 @contextmanager
-def attending(sharded: ShardedCall) -> Iterator[None]:
-    """Within the context `attention` is that of `sharded`."""
-    token = _CALL.set(sharded)
+def attending(sharded: ShardedCall, own: OwnAttention | None = None) -> Iterator[None]:
+    """Within the context `attention` is that of `sharded`. own: the host's, which runs where no ring needs another."""
+    token = _CALL.set((sharded, own))
     try:
         yield
     finally:
@@ -37,12 +41,16 @@ def attention(
     q, k, v: (B, H, S, D), with fewer heads in k and v where enable_gqa is set. Like every operator it may be compiled,
     and the exchange between the ranks stays inside.
     """
-    sharded = _CALL.get()
+    sharded, own = _CALL.get()
+    options = {"scale": scale, "enable_gqa": enable_gqa}
+    own = None if own is None else functools.partial(own, **options)
     over = sharded.next_attention()
-    if over is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+    if over is not None:
+        out = sharded.attention(over, q, k, v, mask=mask, own=own, **options)
+    elif own is not None:
+        out = own(q, k, v, mask)
     else:
-        out = sharded.attention(over, q, k, v, mask=mask, scale=scale, enable_gqa=enable_gqa)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
     return out.contiguous()
 
 

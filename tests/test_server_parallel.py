@@ -254,9 +254,29 @@ def test_a_group_on_two_machines_started_as_the_help_pages_say(server, tmp_path)
         server.request("/para/ranks/stop", {})
 
 
-def test_two_servers_side_by_side_and_one_that_is_killed(comfyui, server):
-    with ComfyServer(comfyui) as other:
-        other.run_workflow(spread(other))
+# Like the package for GPUs that the host's --use-sage-attention asks for; its results tell it from other attention.
+SAGE = """
+import torch.nn.functional as F
+
+def sageattn(q, k, v, tensor_layout="HND", attn_mask=None, sm_scale=None, **_):
+    q, k, v = (x.transpose(1, 2) if tensor_layout == "NHD" else x for x in (q, k, v))
+    out = 1.05 * F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=sm_scale)
+    return out.transpose(1, 2) if tensor_layout == "NHD" else out
+"""
+
+
+def test_two_servers_side_by_side_of_which_one_has_another_attention_and_is_killed(
+    comfyui, server, tmp_path, monkeypatch
+):
+    (tmp_path / "sageattention.py").write_text(SAGE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with ComfyServer(comfyui, arguments=("--cpu", "--use-sage-attention")) as other:
+        prompt = spread(other, steps=4, cache=False)
+        with pytest.raises(HostError, match='attention "sage" returns no log-sum-exp.*or a mesh without a ring'):
+            other.run_workflow(spread(other, ring_degree=2))
+        together, single = (latent_of(other, other.run_workflow(found)) for found in (prompt, alone(prompt)))
+        usual = latent_of(server, server.run_workflow(alone(prompt)))
+        assert (together - single).norm() <= 1e-5 * single.norm() < 1e-3 * (usual - single).norm()
         server.run_workflow(spread(server, seed=40))
         pids = [rank["pid"] for rank in ranks(other)]
         assert not set(pids) & {rank["pid"] for rank in ranks(server)}

@@ -12,10 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ..attention import MeshShape, choose_mesh
+from ..attention import MeshShape, choose_mesh, require_lse
 from ..families import family_of
 from ..parallel_config import ParallelConfig
 from ..sharded_call import sharding_obstacle
+from .comfy_attention import chosen_attention
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
 from .comfy_fbcache import NAME as FBCACHE
@@ -99,6 +100,8 @@ def _outer_sample(executor, noise, *args, **kwargs):
     _refuse_combinations(guider, option)
     session = option.session(option.config)
     mesh = option.mesh(session.world_size, _num_rows(guider, noise))
+    if mesh.ring > 1:
+        require_lse(chosen_attention())
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
     unload(model)
     names = session.prepare(model)

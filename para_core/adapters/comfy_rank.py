@@ -99,12 +99,13 @@ class Service:
 
     def begin(self, payload: Mapping) -> None:
         """Start a sampling run: load the variant onto this rank's device, and set the run's accelerations up."""
+        from .comfy_attention import chosen_attention
         from .comfy_rank_run import RankRun
         from .comfy_sharding import AttentionOnRanks
 
         self.end({})
         patcher = self._variants[payload["model"], payload["variant"]]
-        ranks = MeshRanks(self._mesh(tuple(payload["mesh"])))
+        ranks = MeshRanks(self._mesh(tuple(payload["mesh"])), chosen_attention())
         self._attention = self._attention or AttentionOnRanks()
         compilation = None if payload["compile"] is None else self._compilation(payload["model"], payload["compile"])
         self._run = RankRun(patcher, payload, ranks, self._attention, compilation)

@@ -14,6 +14,7 @@ from ..sharded_attention import attending, attention
 from ..sharded_blocks import AroundBlocks, as_they_are, sharded_blocks
 from ..sharded_call import ShardedCall, refuse_unsharded
 from ..token_splits import SequenceRanks
+from .comfy_attention import host_attention
 
 
 def sharded_forward(
@@ -61,7 +62,7 @@ class AttentionOnRanks:
         """Within the context it serves this model call. inner: what has exchanged the host's attention before."""
         self._sharded, self._inner = sharded, inner
         try:
-            with attending(sharded):
+            with attending(sharded, host_attention):
                 yield
         finally:
             self._sharded = self._inner = None
@@ -97,5 +98,10 @@ class AttentionOnRanks:
         if compiling:
             out = attention(q, k, v, mask, **options)
         else:
-            out = self._sharded.attention(over, q, k, v, mask=mask, **options)
+            given = {"attn_precision": attn_precision, "skip_reshape": True, "skip_output_reshape": True, **kwargs}
+
+            def own(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+                return func(q, k, v, q.shape[1], mask=mask, **given)
+
+            out = self._sharded.attention(over, q, k, v, mask=mask, own=own, **options)
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

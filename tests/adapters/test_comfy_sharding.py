@@ -183,6 +183,37 @@ def test_compiled_blocks_attend_to_all_ranks(on_ranks, name):
         assert num_compilations and not uncompiled
 
 
+def test_without_a_ring_the_host_s_own_function_runs_and_with_one_the_chosen_kernel(monkeypatch):
+    """What each attention call is answered by: the function that the model has called, or a kernel by its name."""
+    from para_core import mesh_ranks
+    from para_core.adapters.comfy_sharding import AttentionOnRanks
+    from para_core.attention import Axis, RankMesh
+
+    def host(q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **options):
+        assert (heads, skip_reshape, skip_output_reshape, options) == (q.shape[1], True, True, {"scale": 0.5})
+        return v + 1
+
+    def context(q, k, v, *, attention, **_):
+        return v if isinstance(attention, str) else attention(q[:, :1], k[:, :1], v[:, :1], None).expand_as(v)
+
+    class Call:
+        def __init__(self, mesh):
+            self.ranks = mesh_ranks.MeshRanks(mesh, "xformers")
+
+        def next_attention(self):
+            return ("img",)
+
+        def attention(self, over, q, k, v, **options):
+            return self.ranks.attention(q, k, v, [3], **options)
+
+    monkeypatch.setattr(mesh_ranks, "context_attention", context)
+    x = torch.zeros(1, 3, 8)
+    for mesh, expected in ((RankMesh(), 1.0), (RankMesh(ring=Axis(ranks=(0, 1))), 0.0)):
+        override = AttentionOnRanks()
+        with override.of(Call(mesh), None):
+            assert override(host, x, x, x, 2, scale=0.5).unique().tolist() == [expected]
+
+
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_obstacle_is_known_before_sampling(name):
     from para_core.adapters.comfy_sharding import sharded_forward
