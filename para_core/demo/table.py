@@ -37,7 +37,7 @@ class Row:
     config None: no cache. scheme None: not quantized. num_prompts: only on the first so many, None: on all.
     latents: final ones, in any one shape.
     pictures: (prompts, H, W, 3) in 0..1, once decoded. quantization: what the scheme did to the model.
-    compilation: holds what was compiled for the row's model; None: it runs as it is.
+    compilation: holds what was compiled for the row's model; None: it runs as it is. num_ranks: that share a picture.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Row:
     pictures: Tensor | None = None
     quantization: QuantizationReport | None = None
     compilation: Compilation | None = None
+    num_ranks: int = 1
 
     def run(self, transformer: nn.Module, prompt: str, seed: int) -> None:
         context, pooled = encode(prompt)
@@ -73,6 +74,8 @@ class Row:
         if self.compilation is not None:
             seconds = sum(one.seconds for one in self.compilation.compiled)
             notes.append(f"compiled in {seconds:.0f} s before the first picture; a CPU gains little by it")
+        if self.num_ranks > 1:
+            notes.append(f"{self.num_ranks} processes on the cores that one has otherwise; this picture is too small")
         return "; ".join(filter(None, notes))
 
 
@@ -117,7 +120,7 @@ def _figures(row: Row, baseline: Row, scenes: Sequence[Scene]) -> dict[str, obje
     seconds = zip(baseline.seconds[:count], row.seconds, strict=True)
     return {
         "name": row.name,
-        "ranks": 1,
+        "ranks": row.num_ranks,
         "wall_s": statistics.median(row.seconds),
         "speedup": statistics.median(one / other for one, other in seconds),
         "steps": NUM_STEPS,
