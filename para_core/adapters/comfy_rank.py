@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class Service:
     """What a rank does when the server asks; every method runs on all ranks with the same payload."""
 
+    borrowing = ("forward", "decode_vae")  # they keep nothing of what they are given
+
     def __init__(self, context) -> None:
         """context: the rank's place in the group (rank, world_size, device), as para_core.workers gives it."""
         self.context = context

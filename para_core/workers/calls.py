@@ -101,11 +101,11 @@ class Memories:
             for memory in (self._inbox.message(size), *(block.mapped() for block in shared)):
                 _broadcast(memory, self._carrier)
 
-    def receive(self, order: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """On the other ranks: the message and its shared blocks."""
+    def receive(self, order: dict, *, private: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """On the other ranks: the message, private as in `ReceivedBuffer.message`, and its shared blocks."""
         if self._maps:
             self._map_inbox(order)
-            return self._inbox.message(order["size"]), list(self._mapped(order))
+            return self._inbox.message(order["size"], private=private), list(self._mapped(order))
         if self._carrier is None:
             raise RuntimeError("rank 0's memory can no longer be opened")
         blocks = [

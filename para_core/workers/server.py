@@ -35,11 +35,18 @@ class Performer:
 
     def perform(self, method: str, message: torch.Tensor, shared: list[torch.Tensor]) -> Payload:
         device = self.context.device
-        own = torch.clone if device.type == "cpu" else lambda piece: piece.to(device)
+        if self.borrows(method):
+            own = _itself
+        else:
+            own = torch.clone if device.type == "cpu" else lambda piece: piece.to(device)
         payload = decode(message, shared, own=own)
         if method.startswith("_") or not callable(function := getattr(self.service, method, None)):
             raise AttributeError(f"{type(self.service).__name__} has no method {method!r} to call")
         return function(payload)
+
+    def borrows(self, method: str) -> bool:
+        """Whether the method gets views of the message instead of copies: it keeps none of them when it returns."""
+        return self.context.device.type == "cpu" and method in getattr(self.service, "borrowing", ())
 
     def failed(self, call: int, error: BaseException) -> Status:
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
@@ -48,6 +55,10 @@ class Performer:
         if out_of_memory and self.context.device.type == "cuda":
             torch.cuda.empty_cache()
         return Status.now(self.context.rank, self.context.device, text)
+
+
+def _itself(piece: torch.Tensor) -> torch.Tensor:
+    return piece
 
 
 class Follower(Performer):
@@ -61,7 +72,8 @@ class Follower(Performer):
 
     def _follow(self, call: int, order: dict) -> Status:
         try:
-            self.perform(order["method"], *self.memories.receive(order))
+            received = self.memories.receive(order, private=self.borrows(order["method"]))
+            self.perform(order["method"], *received)
         except BaseException as error:
             return self.failed(call, error)
         finally:
@@ -128,7 +140,8 @@ class Leader(Performer):
         try:
             self.memories.send(request["size"], shared)
             blocks = [block.mapped(private=True) for block in shared]
-            result = self.perform(request["method"], self.inbox.message(request["size"]), blocks)
+            private = self.borrows(request["method"])
+            result = self.perform(request["method"], self.inbox.message(request["size"], private=private), blocks)
             message = Message(result)
             if message.shared:
                 raise ValueError(f"{request['method']} returned Shared, which travels to the ranks only")

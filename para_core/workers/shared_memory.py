@@ -104,8 +104,11 @@ class GrowingBuffer(Buffer):
 class ReceivedBuffer(Buffer):
     """The peer's GrowingBuffer."""
 
-    def message(self, size: int) -> torch.Tensor:
-        """Raises ValueError where the peer announces more than it has sent."""
+    def message(self, size: int, *, private: bool = False) -> torch.Tensor:
+        """private: in a mapping of its own, where writing reaches nobody else; until the peer's next message.
+
+        Raises ValueError where the peer announces more than it has sent.
+        """
         if self.memory is None or not 0 <= size <= self.memory.size:
             raise ValueError(f"a message of {size} bytes is announced in a buffer that is smaller")
-        return self._tensor[:size]
+        return (self.memory.mapped(private=True) if private else self._tensor)[:size]

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 class Weights:
     """The ranks' side: hands back what came, and holds weights."""
 
+    borrowing = ("echo",)  # as a model call does
+
     def __init__(self, context: WorkerContext) -> None:
         self.weights: list[torch.Tensor] = []
 

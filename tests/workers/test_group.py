@@ -48,6 +48,16 @@ def test_call_runs_in_inference_mode_on_every_rank(group):
     assert [rank, world_size, device, inference] == [0, 2, "cpu", True]
 
 
+def test_borrowed_tensors_are_each_rank_s_own(group):
+    sent = torch.arange(300_000.0)  # more than one page
+    for factor in (1, 3):
+        given = sent * factor
+        here, *found = group.call("scale", given)
+        assert torch.equal(here, given * 2) and torch.equal(found[0], given * 2)
+        assert torch.equal(found[1], given * 3)
+        assert torch.equal(given, sent * factor)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_is_replaced_and_the_call_replayed(loaded, tmp_path, rank):
     group, recovered = loaded
