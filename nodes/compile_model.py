@@ -29,22 +29,21 @@ class CompileModel(io.ComfyNode):
                     options=list(SCOPES),
                     default="blocks",
                     tooltip="blocks: each kind of block once; compiles quickly and keeps the FBCache Patcher's "
-                    "decisions. model: everything in one piece; compiles longer, sometimes a little faster to run.",
+                    "decisions. model: everything in one piece; compiles longer, and not with the FBCache Patcher.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="default",
-                    tooltip="How hard inductor tries. max-autotune: faster to run, takes minutes to compile. "
-                    "reduce-overhead: CUDA graphs, for small pictures; needs more memory.",
+                    tooltip="How hard inductor tries. max-autotune: measures variants of each kernel, compiles longer. "
+                    "reduce-overhead: CUDA graphs, less overhead in small pictures; needs more memory.",
                 ),
                 io.Combo.Input(
                     "dynamic",
                     options=list(DYNAMIC),
                     default="auto",
-                    tooltip="auto: the first picture size is compiled for exactly, all others together once. on: one "
-                    "compilation for any size. off: each size and prompt length anew; fastest to run, if it never "
-                    "changes.",
+                    tooltip="auto: the first picture size is compiled for exactly, all others together once (scope "
+                    "model: each anew). on: one compilation for any size. off: each size and prompt length anew.",
                 ),
                 io.Boolean.Input(
                     "fullgraph",
@@ -55,8 +54,8 @@ class CompileModel(io.ComfyNode):
                     "backend",
                     options=list(BACKENDS),
                     default="inductor",
-                    tooltip="inductor: fast code. cudagraphs: records kernels only. aot_eager, eager: no faster, to "
-                    "find faults.",
+                    tooltip="inductor: generates code. cudagraphs: records kernels only. aot_eager, eager: not "
+                    "faster, to find faults.",
                 ),
                 io.Boolean.Input(
                     "allow_uncompiled",

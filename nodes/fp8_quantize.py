@@ -15,8 +15,8 @@ class FP8Quantize(io.ComfyNode):
             node_id="ParaFP8Quantize",
             display_name="FP8 Quantize",
             category="para",
-            description="Halves the memory of a model's large layers, and on GPUs with FP8 units makes them faster. "
-            "LoRAs keep working, in front of it and behind it.",
+            description="Halves the memory of a model's large layers; the dynamic schemes also multiply in 8 bits on "
+            "GPUs that can. LoRAs keep working, in front of it and behind it.",
             search_aliases=["fp8", "int8", "nf4", "quantization", "torchao", "low vram"],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion model; what is quantized already stays as it is."),
@@ -24,9 +24,10 @@ class FP8Quantize(io.ComfyNode):
                     "scheme",
                     options=["auto", *SCHEMES],
                     default="auto",
-                    tooltip="dynamic: weights and activations, faster where the GPU has the units. per_row: a scale "
-                    "for each row, more robust than per_tensor. weight_only: less memory, not faster. int8: closer to "
-                    "the original than fp8. nf4: a quarter of the memory, least exact. auto: the best for this GPU.",
+                    tooltip="dynamic: weights and activations, multiplied in 8 bits where the GPU has the units. "
+                    "per_row: a scale for each row, not one for all. weight_only: less memory, not faster. int8: "
+                    "closer to the original than fp8. nf4: a quarter of the memory, least exact. auto: what this "
+                    "device runs.",
                 ),
                 io.String.Input(
                     "include",

@@ -45,7 +45,9 @@ class Kind:
         size = _size(arguments)
         if self._first is None:
             self._first = size
-        dynamic = {"auto": size != self._first, "on": True, "off": False}[self.config.dynamic]
+        # A whole model makes position ids of its sizes, which torch takes for constants all the same.
+        some = size != self._first and self.config.scope == "blocks"
+        dynamic = {"auto": some, "on": True, "off": False}[self.config.dynamic]
         key = "any" if dynamic else size
         found = self._by_size.pop(key, None)
         if found is None and len(self._by_size) >= MAX_SIZES:

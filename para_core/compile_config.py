@@ -17,8 +17,9 @@ BACKENDS = ("inductor", "cudagraphs", "aot_eager", "eager")
 class CompileConfig:
     """Settings of a compilation.
 
-    dynamic: auto compiles for the first size exactly and for any other size once; on: once for any size; off: for each
-        size anew. mode: of inductor. allow_uncompiled: run as it is what cannot be compiled, instead of raising.
+    dynamic: auto compiles for the first size exactly and for any other size once (scope model: for each size anew); on:
+        once for any size, as far as the code allows; off: for each size anew. mode: of inductor. allow_uncompiled: run
+        as it is what cannot be compiled, instead of raising.
     """
 
     scope: str = "blocks"

@@ -30,6 +30,7 @@ const WORDS = {
     recompiled: "{done}；其中重新编译 {count} 次",
     "another size": "尺寸不同",
     "its weights are offloaded, with a LoRA on them": "权重已卸载，且带有 LoRA",
+    "another node's patch inside the model (FBCache Patcher)": "首块缓存在模型内部逐块判断",
     "another extension has replaced the block's forward": "其他扩展替换了该块的 forward",
     total: "模型加载以来编译 {count} 次，{seconds} 秒；共 {blocks} 个块",
     kept: "保留 {size} MiB 供下次启动",

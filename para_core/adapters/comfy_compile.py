@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -17,12 +17,15 @@ from ..compilation import Compilation, refuse
 from ..compile_config import CompileConfig, compile_obstacle
 from ..compile_report import CompileReport
 from ..families import ModelFamily, family_of
+from .comfy_fbcache import NAME as CACHE
 from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of
 from .comfy_stand_in import PARALLEL
 
 logger = logging.getLogger(__name__)
 
 NAME = "compile"
+CACHE_INSIDE = "scope model compiles in one piece what the FBCache Patcher decides between the blocks"
+AROUND_MODEL = WRAPPERS.DIFFUSION_MODEL  # the host calls these inside the diffusion model's forward
 OUTSIDE = {"post_input", "double_block", "noise_refiner"}  # list patches that the host calls between blocks
 BETWEEN = {KEY, "patches_replace", "wrappers", "callbacks"}  # options that no block reads
 # What was compiled for a model lasts as long as the model: a node behind a changed LoRA is executed again, and must
@@ -103,7 +106,10 @@ def _outer_sample(executor, *args, **kwargs):
     if option_of(guider, PARALLEL) is not None:  # the launcher's processes compile, and fill in the log
         return executor(*args, **kwargs)
     model = diffusion_model_of(guider.model_patcher.model)
-    with option.compilation.run(model, option.family, entrance=HostEntrance(), listener=option.listener) as run:
+    entrance = HostEntrance(whole=option.config.scope == "model")
+    if entrance.whole and option_of(guider, CACHE) is not None:
+        refuse(f"{CACHE_INSIDE}; choose scope blocks, or remove one of the two nodes", option.config)
+    with option.compilation.run(model, option.family, entrance=entrance, listener=option.listener) as run:
         try:
             return executor(*args, **kwargs)
         finally:
@@ -113,10 +119,11 @@ def _outer_sample(executor, *args, **kwargs):
 class HostEntrance:
     """Which block calls of a run are better left uncompiled, and the options that compiled code sees.
 
-    The host's cancel button takes effect here, from block to block.
+    The host's cancel button takes effect here, from block to block. whole: the model is compiled as one block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
+        self.whole = whole
         self._moved: dict[nn.Module, bool] = {}
 
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict) -> tuple[str | None, tuple, dict]:
@@ -126,20 +133,32 @@ class HostEntrance:
         def slim(value: object) -> object:
             if not isinstance(value, dict) or "cond_or_uncond" not in value:
                 return value
-            inside.update(name for name, patches in value.get("patches", {}).items() if patches and name not in OUTSIDE)
+            inside.update(self._patches_inside(value))
             # Torch guards how many there are, and nodes add and remove these.
             return {key: kept for key, kept in value.items() if key not in BETWEEN} | {"patches": {}}
 
         given = tuple(map(slim, args)), {name: slim(value) for name, value in kwargs.items()}
         if inside:
             # Compiled, a patch would be taken for constant; other packs change theirs from step to step.
-            return f"another node's patch inside the block ({', '.join(sorted(inside))})", *given
+            where = "model" if self.whole else "block"
+            return f"another node's patch inside the {where} ({', '.join(sorted(inside))})", *given
         if block not in self._moved:
             self._moved[block] = any(
                 getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None)
                 for layer in block.modules()
             )
         return ("its weights are offloaded, with a LoRA on them" if self._moved[block] else None), *given
+
+    def _patches_inside(self, options: Mapping) -> Iterator[str]:
+        """Names of the patches of other nodes that run within what is compiled."""
+        if self.whole and CACHE in options.get(KEY, {}):
+            yield "FBCache Patcher"
+            return
+        patches = options.get("patches", {})
+        inside = {name: found for name, found in patches.items() if self.whole or name not in OUTSIDE}
+        if self.whole:
+            inside |= {**options.get("patches_replace", {}), **options.get("wrappers", {}).get(AROUND_MODEL, {})}
+        yield from (str(name) for name, found in inside.items() if found)
 
 
 def _without_dynamic_vram(model: ModelPatcher) -> ModelPatcher:

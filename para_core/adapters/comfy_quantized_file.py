@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,10 @@ class FileLinear(comfy.ops.manual_cast.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__(in_features, out_features, bias, device="meta", dtype=dtype)
         self.stored: QuantizedWeight | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FileLinear:
+        # ComfyUI 0.3 moves the model before it loads the weights.
+        return self if self.weight.is_meta else super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         data, scale, description = (state_dict.pop(prefix + part, None) for part in PARTS.values())

@@ -1,4 +1,4 @@
-"""Cases for test_diffusers_parallel.py: a tiny FLUX pipeline on each rank, beside the same on that rank alone."""
+"""A tiny FLUX pipeline, and cases for test_diffusers_parallel.py: one on each rank, beside the same alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def transformer(num_heads: int = 2) -> diffusers.FluxTransformer2DModel:
     return model.eval()
 
 
-def pipeline(num_heads: int = 2) -> diffusers.FluxPipeline:
+def pipeline(model: diffusers.FluxTransformer2DModel | None = None) -> diffusers.FluxPipeline:
     parts = {"vae": None, "text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    pipe = diffusers.FluxPipeline(scheduler=scheduler, transformer=transformer(num_heads), **parts)
+    pipe = diffusers.FluxPipeline(scheduler=scheduler, transformer=model or transformer(), **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -52,7 +52,7 @@ def compare(rank: int, world_size: int, *, mesh=None, num_heads=2, **settings) -
     """Relative error of the pictures, and the (rows, tokens) that the blocks' linear layers got."""
     from para_core.adapters.diffusers_parallel import parallelize_pipe
 
-    pipe = pipeline(num_heads)
+    pipe = pipeline(transformer(num_heads))
     expected = images(pipe, **settings)
     seen = set()
     for block in pipe.transformer.single_transformer_blocks:
@@ -108,7 +108,7 @@ def refused(rank: int, world_size: int, *, mesh) -> tuple[str, str]:
             pooled_projections=torch.randn(1, 24), timestep=torch.ones(1), img_ids=torch.zeros(35, 3),
             txt_ids=torch.zeros(5, 3), controlnet_block_samples=[torch.randn(1, 35, 32)],
         ),
-        lambda: parallelize_pipe(pipeline(num_heads=3), mesh=mesh_of(mesh)),
+        lambda: parallelize_pipe(pipeline(transformer(num_heads=3)), mesh=mesh_of(mesh)),
     ):  # fmt: skip
         try:
             action()

@@ -5,6 +5,8 @@ import torch
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
 
+from adapters import diffusers_cases  # noqa: E402
+
 from para_core.adapters.diffusers import apply_cache_on_pipe, cache_run  # noqa: E402
 from para_core.residual_cache import CacheConfig  # noqa: E402
 
@@ -14,22 +16,12 @@ NEVER = 1e-30  # goes through the cache, where 0 leaves the blocks alone
 
 @pytest.fixture(scope="module")
 def transformer():
-    torch.manual_seed(0)
-    model = diffusers.FluxTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=24, pooled_projection_dim=24, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[1] ** 0.5)
-    return model.eval()
+    return diffusers_cases.transformer()
 
 
 @pytest.fixture
 def pipe(transformer):
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    parts = {"vae": None, "text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
-    return diffusers.FluxPipeline(scheduler=scheduler, transformer=transformer, **parts)
+    return diffusers_cases.pipeline(transformer)
 
 
 def run(pipe, *, steps=6, true_cfg=4.0, seed=0):
