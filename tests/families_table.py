@@ -29,7 +29,8 @@ def table() -> str:
     rows = [HEADER, tuple("---" for _ in HEADER), *(_row(family) for family in _families())]
     refused = [f"- `{name}`: {reason}" for family in FAMILIES for name, reason in sorted(family.refuses.items())]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    alone = [f"- `{name}`: {reason}" for family in FAMILIES for name, reason in sorted(family.unsharded.items())]
+    reasons = [(name, reason) for family in FAMILIES for name, reason in sorted(family.unsharded.items())]
+    alone = [f"- `{name}`: {reason}" for name, reason in dict.fromkeys(reasons)]
     lines += ["", "Refused by name:", "", *refused]
     return "\n".join([*lines, "", "On several devices these are refused by name as well:", "", *alone])
 

@@ -16,6 +16,17 @@ MODELS = pytest.mark.parametrize("tiny", TINY_MODELS.values(), ids=TINY_MODELS)
 ALWAYS = 100.0
 
 
+def called_twice(outputs):
+    """A sampler that puts two outputs of one call into the list."""
+
+    def sampler(model, x, sigmas):
+        kept = x.clone()
+        outputs.extend((model(x, sigmas[0]).clone(), model(x, sigmas[0]).clone()))
+        assert torch.equal(x, kept), "the model's input was written to"
+
+    return sampler
+
+
 @MODELS
 def test_the_family_is_found_and_names_all_blocks(tiny):
     from para_core.families import family_of
@@ -45,15 +56,10 @@ def test_hit_on_identical_inputs_reproduces_the_output(tiny, cfg, num_tokens, ba
     """At cfg 4: were cond and uncond ever exchanged, guidance would come out mirrored."""
     outputs, reports = [], []
 
-    def twice(model, x, sigmas):
-        kept = x.clone()
-        outputs.extend((model(x, sigmas[0]).clone(), model(x, sigmas[0]).clone()))
-        assert torch.equal(x, kept), "the model's input was written to"
-
     model = build(tiny)
     settings = {"cfg": cfg, "num_tokens": num_tokens, "batch": batch}
-    with_sampler(fbcache(model, 0.01, reports.append), tiny, twice, **settings)
-    with_sampler(model, tiny, twice, **settings)
+    with_sampler(fbcache(model, 0.01, reports.append), tiny, called_twice(outputs), **settings)
+    with_sampler(model, tiny, called_twice(outputs), **settings)
     computed, reused, expected, _ = outputs
     assert torch.equal(computed, expected)
     records = reports[-1].conditionings
@@ -70,18 +76,15 @@ def test_hit_on_identical_inputs_without_block_0_reproduces_the_output(tiny, num
 
     outputs, reports = [], []
 
-    def twice(model, x, sigmas):
-        kept = x.clone()
-        outputs.extend((model(x, sigmas[0]).clone(), model(x, sigmas[0]).clone()))
-        assert torch.equal(x, kept), "the model's input was written to"
-
     model = build(tiny)
     stacks = family_of(model.model.diffusion_model).stacks
     num_blocks = sum(len(stack.blocks_in(model.model.diffusion_model)) for stack in stacks)
     settings = {"cfg": 4.0, "num_tokens": num_tokens}
     with all_foreseen():
-        with_sampler(fbcache(model, 0.01, reports.append, decision="prediction"), tiny, twice, **settings)
-    with_sampler(model, tiny, twice, **settings)
+        with_sampler(
+            fbcache(model, 0.01, reports.append, decision="prediction"), tiny, called_twice(outputs), **settings
+        )
+    with_sampler(model, tiny, called_twice(outputs), **settings)
     computed, reused, expected, _ = outputs
     assert torch.equal(computed, expected)
     assert reports[-1].num_block_calls == num_blocks * (reports[-1].num_calls - reports[-1].num_reused_calls)
