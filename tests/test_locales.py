@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,12 @@ def test_every_node_has_a_help_page_that_names_its_inputs(pack, language):
         assert page.startswith(f"# {entry['display_name']}\n")
         if len(entry["inputs"]) > 1:
             assert [text["name"] for text in entry["inputs"].values() if f"- **{text['name']}**" not in page] == []
+
+
+def test_performance_pages_have_the_same_figures():
+    names = ("performance.md", "performance/zh.md")
+    pages = [(ROOT / "web" / "docs" / name).read_text(encoding="utf-8") for name in names]
+    english, chinese = (
+        [re.findall(r"\d[\d.,]*", line) for line in page.splitlines() if line.startswith("|")] for page in pages
+    )
+    assert chinese == english

@@ -13,12 +13,12 @@ const INTERVAL = 1000 // ms between two looks, while the tab is open
 const WORDS = {
   en: {
     title: "Ranks", none: "No processes are running. They start with the first run behind a Context-Parallel Launcher.",
-    stop: "Stop all", memory: "memory", restarts: "restarts", log: "log", lost: "The server does not answer.",
+    stop: "Stop all", memory: "memory", restarts: "restarts", log: "Log", rank: "Rank", batch: "batch", ring: "ring", lost: "The server does not answer.",
     starting: "starting", idle: "idle", busy: "busy", lost_rank: "lost", stopped: "stopped",
   },
   zh: {
     title: "进程", none: "没有正在运行的进程。它们会在上下文并行启动器之后的第一次运行时启动。",
-    stop: "全部停止", memory: "内存", restarts: "重启次数", log: "日志", lost: "服务器没有回应。",
+    stop: "全部停止", memory: "内存", restarts: "重启次数", log: "日志", rank: "进程", batch: "批次", ring: "环形", lost: "服务器没有回应。",
     starting: "启动中", idle: "空闲", busy: "忙碌", lost_rank: "已丢失", stopped: "已停止",
   },
 }
@@ -29,13 +29,17 @@ STYLE.replaceSync(`
   section { padding: 10px; display: flex; flex-direction: column; gap: 8px; color: var(--input-text, #ddd);
     font-size: 12px; line-height: 1.4; overflow-wrap: anywhere; }
   article { padding: 8px 10px; border-radius: 6px; background: var(--comfy-input-bg, #222); }
+  h2 { margin: 2px 0 4px; font-size: 14px; font-weight: 600; }
   header { display: flex; gap: 8px; align-items: center; justify-content: space-between; }
-  b { flex: 1; }
+  b { flex: 1; font-weight: 600; }
+  .quiet, summary, pre { opacity: 0.75; }
+  summary { cursor: pointer; }
   i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; }
   pre { margin: 6px 0 0; max-height: 160px; overflow: auto; font-size: 11px; white-space: pre-wrap; }
   .error { margin-top: 6px; padding-left: 7px; border-left: 3px solid #e5604d; white-space: pre-wrap; }
-  button { padding: 4px 10px; border: 1px solid currentColor; border-radius: 4px; background: none; color: inherit;
-    font: inherit; cursor: pointer; }
+  button { align-self: flex-end; padding: 5px 14px; border: 1px solid var(--border-color, #555); border-radius: 6px;
+    background: var(--comfy-input-bg, #222); color: inherit; font: inherit; cursor: pointer; }
+  button:hover { border-color: currentColor; }
 `)
 
 /** What ends the look at the server, while the tab is open. @type {(() => void) | null} */
@@ -89,18 +93,24 @@ async function fetchGroups() {
 
 /** @param {GroupState[] | null} groups @param {Set<number>} unfolded @param {() => void} look */
 function draw(groups, unfolded, look) {
-  if (!groups) return make("section", {}, words().lost)
-  if (!groups.length) return make("section", {}, words().none)
+  const title = make("h2", {}, words().title)
+  if (!groups) return make("section", {}, title, words().lost)
+  if (!groups.length) return make("section", {}, title, words().none)
   const stop = make("button", {}, words().stop)
   stop.addEventListener("click", async () => {
     await api.fetchApi("/para/ranks/stop", { method: "POST" })
     look()
   })
-  return make("section", {}, ...groups.flatMap((group) => [
-    make("header", {}, make("b", {}, group.mesh), `${words().restarts}: ${group.restarts}`),
+  return make("section", {}, title, ...groups.flatMap((group) => [
+    make("header", { title: group.address }, make("b", {}, arrangement(group.mesh)),
+      make("span", { class: "quiet" }, `${words().restarts}: ${group.restarts}`)),
     ...group.ranks.map((rank) => card(rank, unfolded)),
   ]), stop)
 }
+
+/** How the ranks share the work, in the user's language. @param {string} mesh such as "batch 1 x ring 1 x Ulysses 2" */
+const arrangement = (mesh) =>
+  mesh.replace("batch", words().batch).replace("ring", words().ring).replaceAll(" x ", " \u00d7 ")
 
 /** @param {RankState} rank @param {Set<number>} unfolded */
 function card(rank, unfolded) {
@@ -110,9 +120,9 @@ function card(rank, unfolded) {
     make("pre", {}, rank.log.join("\n")))
   log.addEventListener("toggle", () => log.open ? unfolded.add(rank.rank) : unfolded.delete(rank.rank))
   return make("article", { "data-rank": rank.rank },
-    make("header", {}, dot, make("b", {}, `${rank.rank}: ${rank.device}`), state),
-    make("div", {}, `${words().memory} ${size(rank.memory_bytes)}${rank.pid ? ` · pid ${rank.pid}` : ""}`),
-    ...(rank.error ? [make("div", { class: "error" }, rank.error)] : []), log)
+    make("header", {}, dot, make("b", {}, `${words().rank} ${rank.rank} · ${rank.device}`), state),
+    make("div", { class: "quiet" }, `${words().memory} ${size(rank.memory_bytes)}${rank.pid ? ` · pid ${rank.pid}` : ""}`),
+    ...(rank.error ? [make("div", { class: "error" }, rank.error)] : []), ...(rank.log.length ? [log] : []))
 }
 
 /** @param {number} bytes */
