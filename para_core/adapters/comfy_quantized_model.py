@@ -40,6 +40,7 @@ def load_quantized_model(file: str, disable_dynamic: bool = False) -> ModelPatch
             comfy.utils.set_attr(diffusion_model, path, linear)
     if missing := [path for path, tensor in diffusion_model.state_dict().items() if tensor.is_meta]:
         raise ValueError(f"{name} is damaged: {missing[0]} is not in it; save the model anew, or choose another file")
+    model.size = 0  # the host may have counted what has been replaced; it counts anew
     model.cached_patcher_init = (load_quantized_model, (file,))
     model.set_attachments(KEY, (_report(model),))
     return model

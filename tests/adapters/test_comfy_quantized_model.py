@@ -25,6 +25,15 @@ def load(file):
     return load_quantized_model(file)
 
 
+@pytest.fixture(autouse=True)
+def known(comfy, monkeypatch):
+    """ComfyUI 0.3 takes the file of every FLUX for one of 3072 features; told otherwise, it loads it like any other."""
+    if host_version()[:2] < (0, 33):
+        import comfy.model_detection
+
+        monkeypatch.setattr(comfy.model_detection, "detect_unet_config", lambda *_, **__: dict(FLUX.unet_config))
+
+
 @pytest.fixture(scope="module")
 def row(comfy, tmp_path_factory):
     """(a model quantized per row, its file)"""
@@ -58,37 +67,31 @@ def test_nf4_comes_back_too(tmp_path):
 
 def test_the_weights_are_never_in_memory_as_they_were(row, monkeypatch):
     import comfy.model_management
-    import comfy.sd
 
-    built = []
-    original = comfy.sd.load_diffusion_model_state_dict
-    monkeypatch.setattr(
-        comfy.sd,
-        "load_diffusion_model_state_dict",
-        lambda *args, **more: built.append(original(*args, **more)) or built[0],
-    )
-    sizes = []
-    from para_core.adapters import comfy_quantized_model
+    from para_core.adapters import comfy_quantized_file, comfy_quantized_model
 
+    made, held = [], []
+    make = comfy_quantized_file.FileLinear.__init__
     put = comfy_quantized_model.comfy.utils.set_attr
-    monkeypatch.setattr(
-        comfy_quantized_model.comfy.utils, "set_attr", lambda *args: sizes.append(real_bytes(built[0])) or put(*args)
-    )
+
+    def making(layer, *args, **kwargs):
+        make(layer, *args, **kwargs)
+        made.append(layer.weight.is_meta)
+
+    def putting(model, path, layer):
+        held.append(sum(tensor.nbytes for tensor in model.state_dict().values() if not tensor.is_meta))
+        return put(model, path, layer)
+
+    monkeypatch.setattr(comfy_quantized_file.FileLinear, "__init__", making)
+    monkeypatch.setattr(comfy_quantized_model.comfy.utils, "set_attr", putting)
     quantized, file = row
     loaded = load(file)
-    assert max(sizes) < 1.01 * quantized.model_size()
+    assert len(made) > len(held) > 0 and all(made), "built without memory"
+    assert max(held) < quantized.model_size()
     # The text that names the format aside.
-    assert loaded.model_size() == pytest.approx(quantized.model_size(), abs=128 * len(sizes))
+    assert loaded.model_size() == pytest.approx(quantized.model_size(), abs=128 * len(held))
     call(loaded)
     assert comfy.model_management.module_size(loaded.model) == loaded.model_size()
-
-
-def real_bytes(patcher):
-    """Of everything that the model holds, meta tensors aside."""
-    model = patcher.model
-    stored = [layer.stored for layer in model.modules() if getattr(layer, "stored", None) is not None]
-    tensors = [tensor for tensor in model.state_dict().values() if not tensor.is_meta]
-    return sum(weight.nbytes for weight in stored) + sum(tensor.nbytes for tensor in tensors)
 
 
 def test_file_is_not_held_open_or_mapped(row, tmp_path):
@@ -97,8 +100,8 @@ def test_file_is_not_held_open_or_mapped(row, tmp_path):
     copy.write_bytes(open(file, "rb").read())
     loaded = load(str(copy))
     with copy.open("r+b") as opened:
-        opened.seek(copy.stat().st_size // 2)
-        opened.write(bytes(10_000))
+        opened.seek(100_000)  # behind the header
+        opened.write(bytes(copy.stat().st_size - 100_000))
     assert torch.equal(call(loaded), call(quantized))
 
 
@@ -189,8 +192,9 @@ def test_files_of_other_kinds_are_refused_in_one_line(row, tmp_path):
         "^bad.safetensors is damaged: final_layer.linear.bias is not in it",
         {}, ["model.diffusion_model.final_layer.linear.bias"],
     )  # fmt: skip
-    refused("^bad.safetensors holds a model that this ComfyUI does not know", {}, [
-        name for name in tensors if "double_blocks.1" not in name])  # fmt: skip
+    if host_version()[:2] >= (0, 33):  # see `known`
+        only_one_block = [name for name in tensors if "double_blocks.1" not in name]
+        refused("^bad.safetensors holds a model that this ComfyUI does not know", {}, only_one_block)
     refused("^bad.safetensors holds no quantized layers; load it with Load Diffusion Model", {}, [
         name for name in tensors if name.endswith("comfy_quant")])  # fmt: skip
     save_quantized_weights(quantized, path)
