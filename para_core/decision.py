@@ -20,8 +20,9 @@ class Decision:
     measured: block 0 runs. diffs: the estimate of each conditioning, None where there is none.
     """
 
-    # Of the limit: a forecast below it leaves no doubt. The last reused step before a computed one is mostly measured.
-    MARGIN = 0.5
+    # Of the limit: below it a forecast leaves little doubt. Forecasts near the limit are measured; at half of it that
+    # were half of the reused steps, each of which costs a block.
+    MARGIN = 0.8
 
     def __init__(
         self, run: RunState, caches: Sequence[tuple[ResidualCache, ...]], step: Step, budget: Budget | None
@@ -35,12 +36,17 @@ class Decision:
         forecasts = [cache.foresee(self._step.time) for caches in self._caches for cache in caches]
         if None in forecasts or not self._allowed():
             return False
-        if max(forecasts) >= self.MARGIN * self._limit() or not self._fit(tokens, streams):
+        if self._weight * max(forecasts) >= self.MARGIN * self._limit() or not self._fit(tokens, streams):
             return False
         self.measured, self.reuses = False, True
         if self._budget is not None:
             self._budget.note(reused=True, num_blocks=0)
         return True
+
+    @property
+    def _weight(self) -> float:
+        """Of an estimate."""
+        return self._caches[0][0].LAST_WEIGHT if self._step.is_last else 1.0
 
     def _limit(self) -> float:
         if self._budget is None:
@@ -74,7 +80,7 @@ class Decision:
             [cache.estimate(list(islice(values, len(figures))), self._step.time) for cache, figures in of_stream]
             for of_stream in measured
         ]
-        self.diffs = [None if None in of_one else max(of_one) for of_one in zip(*estimates, strict=True)]
+        self.diffs = [None if None in of_one else self._weight * max(of_one) for of_one in zip(*estimates, strict=True)]
         possible = None not in self.diffs and self._allowed()
         self.reuses = possible and all(diff < self._run.threshold for diff in self.diffs)
         if self._budget is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +26,13 @@ class Step:
     at: float | None = None
     width: float = 0.0
     num_steps: int = 0
+
+    LAST: ClassVar[float] = 0.07  # of a run: 2 of 28 steps, 4 of 50
+
+    @property
+    def is_last(self) -> bool:
+        """One of the last steps, of which nothing makes up for what they get wrong."""
+        return bool(self.num_steps) and self.num_steps - self.index <= math.ceil(self.LAST * self.num_steps)
 
     @property
     def time(self) -> float:

@@ -68,10 +68,11 @@ def family(order):
 ORDERS = pytest.mark.parametrize("order", [("txt", "img"), ("img", "txt")], ids="-".join)
 
 
-def call(run, model, img, txt, *, keys=("a",), step=0, allowed=True, at=1.0, **kwargs):
+def call(run, model, img, txt, *, keys=("a",), step=0, allowed=True, at=1.0, num_steps=0, **kwargs):
     num_blocks = [len(model.doubles), len(model.singles)]
+    where = Step(step, 1.0, allowed, at=at, num_steps=num_steps)
     with (
-        run.call(run.family, num_blocks, {key: str(key) for key in keys}, Step(step, 1.0, allowed, at=at)) as cached,
+        run.call(run.family, num_blocks, {key: str(key) for key in keys}, where) as cached,
         swapped_forwards(model, run.family, cached),
     ):
         return model(img, txt, **kwargs)
@@ -272,3 +273,18 @@ def test_a_patched_block_0_is_called_at_every_step():
     with run.call(run.family, [2, 3], {"a": "a"}, Step(2, 1.0, at=0.8)) as cached:
         cached.block(0, 0, {"img": img, "txt": txt}, compute, patched=True)
     assert calls and cached.measured
+
+
+@pytest.mark.parametrize(("decision", "factor"), [("first_block", 1), ("prediction", 2)])
+def test_estimates_of_the_last_steps_count_twice_with_prediction(decision, factor):
+    order = ("txt", "img")
+    model, diffs = Toy(order), {}
+    img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    for num_steps in (0, 4):
+        run = CacheRun(family(order), CacheConfig(0.01, decision=decision))
+        for step in range(4):
+            call(run, model, img + step, txt, step=step, at=1 - 0.1 * step, num_steps=num_steps, allowed=False)
+        (records,) = run.report().conditionings.values()
+        diffs[num_steps] = [record.diff for record in records[1:]]
+    assert diffs[4] == pytest.approx([*diffs[0][:2], factor * diffs[0][2]])
+    assert [Step(index, 1.0, num_steps=28).is_last for index in (25, 26, 27)] == [False, True, True]

@@ -96,7 +96,8 @@ def cache_run(
 ) -> Iterator[CacheRun]:
     """One denoising run of `transformer` under the cache; the transformer is as before when the context ends.
 
-    num_steps: of the run, needed for a target speedup only. listener: called with the report at the end.
+    num_steps: of the run; needed for a target speedup, and for the last steps to be told by.
+    listener: called with the report at the end.
     Raises ValueError for a model that no family serves, and for a target speedup that cannot be had.
     """
     family = family_of(transformer)

@@ -56,7 +56,8 @@ class Ours(Method):
 
     @contextmanager
     def applied(self, transformer: nn.Module, setting: float, schedule: Schedule) -> Iterator[None]:
-        with cache_run(transformer, CacheConfig(residual_diff_threshold=setting, **self.config)):
+        config = CacheConfig(residual_diff_threshold=setting, **self.config)
+        with cache_run(transformer, config, num_steps=schedule.num_steps):
             yield
 
 
