@@ -20,23 +20,28 @@ class Forecast:
     def __init__(self) -> None:
         self._log_rate: float | None = None
         self._distance = 0.0
+        self._num_times = 0
 
     def learn(self, estimate: float, times: Sequence[float], at: float) -> None:
         """A measured step: its estimate, and the times of the computed ones before it, newest first."""
         law = _law(times, at)
         if law > 0:
-            seen, last = math.log(max(estimate, 1e-12) / law), self._log_rate
+            seen = math.log(max(estimate, 1e-12) / law)
+            last = self._log_rate if len(times) == self._num_times else None  # the rate of another power of time
+            self._num_times = len(times)
             self._log_rate = seen if last is None else self.MEMORY * last + (1 - self.MEMORY) * seen
             self._distance = abs(at - times[0])
 
     def at(self, times: Sequence[float], at: float) -> float | None:
         """The estimate to expect at a time; None where it has to be measured.
 
-        That is where nothing has been measured yet or only much nearer to a computed step, and where samplers ask
-        again for a time or go back.
+        That is where nothing has been measured yet, or only with fewer computed steps or much nearer to one, and where
+        samplers ask again for a time or go back.
         """
         law = _law(times, at)
-        if self._log_rate is None or law == 0 or abs(at - times[0]) > self.REACH * self._distance:
+        if self._log_rate is None or len(times) != self._num_times:
+            return None
+        if law == 0 or abs(at - times[0]) > self.REACH * self._distance:
             return None
         if len(times) > 1 and (times[0] - at) * (times[1] - times[0]) < 0:
             return None

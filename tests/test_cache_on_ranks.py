@@ -90,8 +90,8 @@ def on_ranks(config, shards):
     "config",
     [
         CacheConfig(0.06),
-        CacheConfig(0.03, order=1, decision="prediction"),
-        CacheConfig(0.03, order=2, decision="prediction"),
+        CacheConfig(0.06, order=1, decision="prediction"),
+        CacheConfig(0.06, order=2, decision="prediction"),
         CacheConfig(order=1, decision="prediction", target_speedup=1.6),
     ],
     ids=["first_block", "order 1", "order 2", "target_speedup"],
@@ -139,12 +139,12 @@ def test_a_correction_is_bounded_by_the_size_of_all_tokens():
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
 def test_a_rank_that_cannot_compare_makes_all_compute(decision):
-    """Its shard alone has changed its size, so only this rank notices; the last calls would be foreseen."""
+    """Its shard alone has changed its size, so only this rank notices; the call would be foreseen."""
     group, config = Group(2), CacheConfig(10.0, decision=decision, order=1)
 
     def run_rank(rank):
         model, run = Pointwise(), CacheRun(FAMILY, config, reduce=group.reduce_of(rank))
-        for step, length in enumerate((4, 4, 4, 4 + rank, 4 + rank, 4 + rank)):
+        for step, length in enumerate((4, 4, 4 + rank, 4 + rank, 4 + rank)):
             with (
                 run.call(FAMILY, [4], {"a": "a"}, Step(step, 1 - 0.1 * step, width=0.1)) as call,
                 swapped_forwards(model, FAMILY, call),
@@ -155,8 +155,8 @@ def test_a_rank_that_cannot_compare_makes_all_compute(decision):
 
     with ThreadPoolExecutor(2) as threads:
         decided = list(threads.map(run_rank, range(2)))
-    unmeasured = [True, False, decision == "prediction", True, False, decision == "prediction"]
-    assert decided == [([False, True, True, False, True, True], unmeasured)] * 2
+    without_estimate = [True, False, True, False, decision == "prediction"]
+    assert decided == [([False, True, False, True, True], without_estimate)] * 2
     assert group.calls[0] == group.calls[1]
 
 

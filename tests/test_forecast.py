@@ -41,3 +41,20 @@ def test_an_estimate_of_0_is_no_obstacle():
     forecast.learn(0.0, [1.0], 0.9)
     assert 0 < forecast.at([1.0], 0.9) < 1e-10
     assert Forecast().at([], 0.9) is None
+
+
+def test_what_one_computed_step_taught_says_nothing_of_two():
+    """The rates are of different powers of time, whose unit is the model's own."""
+    forecast = Forecast()
+    forecast.learn(0.01, TIMES[1:], 0.6)
+    assert forecast.at(TIMES, 0.5) is None
+    forecast.learn(0.01, TIMES, 0.5)
+    assert forecast.at(TIMES, 0.5) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_the_unit_of_time_plays_no_part(unit):
+    forecast = Forecast()
+    for times, at in (([1.0], 0.9), ([0.9, 1.0], 0.8), ([0.8, 0.9], 0.6)):
+        forecast.learn(0.01, [unit * time for time in times], unit * at)
+    assert forecast.at([unit * 0.6, unit * 0.8], unit * 0.5) == pytest.approx(0.0078254, rel=1e-4)
