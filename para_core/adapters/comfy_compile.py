@@ -49,6 +49,9 @@ class CompileOption:
     listener: Callable[[CompileReport], None] | None = None
     log: CompileLog = field(default_factory=CompileLog)
 
+    def __deepcopy__(self, memo: dict) -> CompileOption:
+        return self  # ComfyUI 0.3 copies the options of every clone
+
     @property
     def config(self) -> CompileConfig:
         return self.compilation.config

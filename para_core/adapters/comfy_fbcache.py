@@ -50,6 +50,9 @@ class FBCacheOption:
     listener: Callable[[RunReport], None] | None = None
     log: RunLog = field(default_factory=RunLog)
 
+    def __deepcopy__(self, memo: dict) -> FBCacheOption:
+        return self  # ComfyUI 0.3 copies the options of every clone
+
 
 @dataclass
 class SamplingRun:
