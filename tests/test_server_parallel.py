@@ -129,26 +129,27 @@ def _bytes_read(pid: int) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(server):
-    """cache -> the long workflow with or without the cache, and the latent that it gives."""
-
-    @functools.cache
-    def run(cache: bool) -> tuple[dict, torch.Tensor]:
-        prompt = spread(server, steps=LONG, seed=10, cache=cache)
-        server.free()
-        return prompt, latent_of(server, server.run_workflow(prompt))
-
-    return run
+    """cache -> what the long workflow with or without the cache gives."""
+    return functools.cache(lambda cache: latent_of(server, server.run_workflow(long_run(server, cache))))
 
 
+def long_run(server: ComfyServer, cache: bool, **settings) -> dict:
+    return spread(server, steps=LONG, seed=10, cache=cache, **settings)
+
+
+# The settings say in other words what is chosen anyway: the host would not run the same prompt twice.
 @pytest.mark.parametrize(
-    ("victim", "signal_", "cache"),
-    [(0, signal.SIGKILL, False), (1, signal.SIGKILL, True), (1, signal.SIGSTOP, False)],
+    ("victim", "signal_", "cache", "settings"),
+    [
+        (0, signal.SIGKILL, False, {"batch_parallel": "off"}),
+        (1, signal.SIGKILL, True, {"batch_parallel": "off"}),
+        (1, signal.SIGSTOP, False, {"ulysses_degree": 2}),
+    ],
     ids=["first", "second, cache", "hanging"],
 )
-def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim, signal_, cache):
-    prompt, expected = undisturbed(cache)
-    server.free()
-    future, pool = started(server, prompt)
+def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim, signal_, cache, settings):
+    expected = undisturbed(cache)
+    future, pool = started(server, long_run(server, cache, **settings))
     with pool:
         begun = time.monotonic()
         os.kill(ranks(server)[victim]["pid"], signal_)
