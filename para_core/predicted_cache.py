@@ -146,7 +146,7 @@ class PredictedCache(ResidualCache):
         if comparable and len(self._weights) == len(self._rests) > self._order:
             self._unread = (_products(rest_sample, self._rest_samples), self._weights, self._leftover)
         self._hits = []
-        times = self._times
+        times = list(self._times)  # `_keep` takes a time out that is computed twice
         self._keep(rest, at)
         kept = [times.index(time) for time in self._times[1:]]
         self._firsts = [KeptResidual(first, in_host=self._in_host), *(self._firsts[place] for place in kept)]

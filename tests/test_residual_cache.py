@@ -161,6 +161,16 @@ def test_a_time_that_is_evaluated_twice_counts_once(kind):
     torch.testing.assert_close(cache.reuse(0.8, 0.1), one)
 
 
+def test_first_residuals_stay_with_their_times_when_one_is_evaluated_twice():
+    """Unmeasured reuse continues first as well; a line through 1, 2 at times 1.0, 0.9 is 3 at 0.8."""
+    cache = PredictedCache(CacheConfig(order=1))
+    for value, at in ((1.0, 1.0), (5.0, 0.9), (2.0, 0.9)):
+        residual = torch.full((1, 5, 3), value)
+        estimate(cache, residual, at)
+        cache.remember(residual, residual, at, 0.1)
+    torch.testing.assert_close(cache.reuse_unmeasured(0.8, 0.1), torch.full((1, 5, 3), 2 * 3.0))
+
+
 def test_prediction_that_fails_is_seen_as_wrong():
     torch.manual_seed(0)
     cache = PredictedCache(CacheConfig(order=1))

@@ -159,8 +159,11 @@ class HostEntrance:
             return
         patches = options.get("patches", {})
         inside = {name: found for name, found in patches.items() if self.whole or name not in OUTSIDE}
+        # Those called "dit" stand around blocks; a UNet's stand in its attentions.
+        replaced = options.get("patches_replace", {})
+        inside |= {name: found for name, found in replaced.items() if self.whole or name != "dit"}
         if self.whole:
-            inside |= {**options.get("patches_replace", {}), **options.get("wrappers", {}).get(AROUND_MODEL, {})}
+            inside |= {**options.get("wrappers", {}).get(AROUND_MODEL, {})}
         yield from (str(name) for name, found in inside.items() if found)
 
 

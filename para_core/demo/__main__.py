@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T")
     parser.add_argument("--prediction-thresholds", type=float, nargs="*", default=PREDICTION_THRESHOLDS, metavar="T")
     parser.add_argument("--schemes", nargs="*", choices=SCHEMES.values(), default=available(), metavar="SCHEME")
-    parser.add_argument("--no-compile", action="store_true", help="leave out the rows with compiled blocks")
+    parser.add_argument("--compile", action="store_true", help="rows with compiled blocks too; compiling takes minutes")
     parser.add_argument("--no-host", action="store_true", help="do not run the demo workflow in ComfyUI")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -54,7 +54,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     rows = [Row("baseline"), *cache_rows(args), *quantized_rows(args.schemes)]
-    rows += [] if args.no_compile else compiled_rows(args.schemes)
+    rows += compiled_rows(args.schemes) if args.compile else []
     if args.prompts < 1:
         raise ValueError(f"--prompts is {args.prompts}; allowed are whole numbers from 1.")
     transformer, autoencoder = load_transformer(), load_autoencoder()

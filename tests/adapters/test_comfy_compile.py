@@ -10,11 +10,22 @@ import weakref
 
 import pytest
 import torch
-from tiny_models import FLUX, add_lora, build, conditioning, fbcache, flux_control, host_version, relative, sample
+from tiny_models import (
+    TINY_MODELS,
+    add_lora,
+    build,
+    conditioning,
+    fbcache,
+    flux_control,
+    host_version,
+    relative,
+    sample,
+)
 from tiny_models.sampling import with_sampler
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
+FLUX = TINY_MODELS["flux"]
 ALWAYS = 100.0
 SIZES = [(16, 10, 14), (16, 12, 14), (16, 8, 8), (16, 16, 10), (16, 6, 22), (16, 14, 10)]
 PROMPTS = [(7, 5), (9, 9), (3, 12), (16, 2)]
@@ -157,6 +168,22 @@ def test_another_nodes_patch_inside_a_block_runs_and_is_named(model, warm):
     output = sample(patched(warm), FLUX)
     assert len(calls) == 5 * 6 and torch.equal(output, sample(patched(model), FLUX))
     assert report_of(warm).uncompiled == {"another node's patch inside the block (attn1_patch)": 30}
+
+
+def test_another_nodes_patch_inside_a_unets_attention_runs_and_is_named():
+    tiny = TINY_MODELS["sd15"]
+    model = build(tiny)
+
+    def patched(patcher):
+        clone = patcher.clone()
+        clone.set_model_attn1_replace(lambda q, k, v, extra_options: 1.1 * q, "middle", 0, 0)
+        return clone
+
+    warm = compiled(model)
+    output = sample(patched(warm), tiny, steps=1)
+    assert not torch.equal(output, sample(model, tiny, steps=1)), "no effect, so this test shows nothing"
+    assert torch.equal(output, sample(patched(model), tiny, steps=1))
+    assert all("attn1" in reason for reason in report_of(warm).uncompiled) and report_of(warm).uncompiled
 
 
 def test_another_nodes_patch_around_a_block_runs(model, warm):

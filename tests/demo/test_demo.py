@@ -17,7 +17,7 @@ ROW_KEYS = {
 
 
 def run(monkeypatch, tmp_path, *arguments, compile=False):
-    arguments = arguments if compile else ("--no-compile", *arguments)
+    arguments = ("--compile", *arguments) if compile else arguments
     monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path), "--no-host", "--prompts", "2", *arguments])
     main()
     return json.loads((tmp_path / "demo.json").read_text())
