@@ -66,6 +66,7 @@ class ArtifactCache:
 
     def settle(self) -> None:
         """Enter what was added into the manifest, and remove what was not used for longest beyond `max_bytes`."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # another process may have taken it away
         files = self._files()
         total = sum(stat.st_size for stat in files.values())
         for name in sorted(files, key=lambda name: max(files[name].st_atime, files[name].st_mtime)):

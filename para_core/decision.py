@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import islice
 
@@ -36,7 +37,10 @@ class Decision:
         forecasts = [cache.foresee(self._step.time) for caches in self._caches for cache in caches]
         if None in forecasts or not self._allowed():
             return False
-        if self._weight * max(forecasts) >= self.MARGIN * self._limit() or not self._fit(tokens, streams):
+        limit = self._limit()
+        if math.isinf(limit):  # a spent budget reuses at any error: with weights that fit, at least
+            return False
+        if self._weight * max(forecasts) >= self.MARGIN * limit or not self._fit(tokens, streams):
             return False
         self.measured, self.reuses = False, True
         if self._budget is not None:

@@ -116,8 +116,11 @@ def reference_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) ->
 
 def kernel_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     """torchao's quantization of the activation and its product, on a device that has both."""
-    # torch's per-row float8 product only gives bfloat16.
-    dtype = torch.bfloat16 if weight.scheme.kind == "fp8" and weight.scheme.per_row else x.dtype
+    # torch's per-row float8 product only gives bfloat16; int8's whole numbers exceed float16 before they are scaled.
+    if weight.scheme.kind == "int8":
+        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    else:
+        dtype = torch.bfloat16 if weight.scheme.per_row else x.dtype
     bias = None if bias is None else bias.to(dtype)
     return torch.nn.functional.linear(x.to(dtype), _torchao_tensor(weight, dtype), bias).to(x.dtype)
 

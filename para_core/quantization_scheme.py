@@ -5,6 +5,7 @@ Besides `quantization`, the only file that knows torchao and bitsandbytes; both 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -61,7 +62,7 @@ def scheme_for(name: str, device: torch.device, *, weight_only: bool = False) ->
     """
     allowed = WEIGHT_ONLY if weight_only else tuple(SCHEMES)
     if name == "auto":
-        return SCHEMES[_automatic(device, weight_only)]
+        name = _automatic(device, weight_only)
     if name not in allowed:
         raise ValueError(f'scheme "{name}" is not available here; choose one of: auto, {", ".join(allowed)}')
     scheme = SCHEMES[name]
@@ -101,9 +102,9 @@ def compiled_lacks(scheme: Scheme, device: torch.device) -> str | None:
 
 
 def _automatic(device: torch.device, weight_only: bool) -> str:
-    preferred = ("fp8_dynamic_per_row", "int8_dynamic_per_row", "int8_weight_only")
+    preferred = ("fp8_dynamic_per_row", "fp8_dynamic_per_tensor", "int8_dynamic_per_row", "int8_weight_only")
     # The reference on the CPU is no faster, so there the most exact way to half the memory.
-    usable = preferred[2:] if weight_only or device.type == "cpu" else preferred
+    usable = preferred[3:] if weight_only or device.type == "cpu" else preferred
     return next(name for name in usable if _fits(name, device))
 
 
@@ -121,6 +122,8 @@ def _lacks(scheme: Scheme, device: torch.device) -> str | None:
         arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         fits = scheme.kind != "fp8" or arch in ("gfx942", "gfx950")
         return None if fits else f"its architecture is {arch}, and float8 products need MI300 or newer"
+    if sys.platform == "win32" and scheme.kind == "fp8" and scheme.per_row:
+        return "torch for Windows has no float8 product per row"
     needed = FP8_CAPABILITY if scheme.kind == "fp8" else (7, 5)
     capability = torch.cuda.get_device_capability(device)
     if capability >= needed:

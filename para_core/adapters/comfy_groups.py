@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import comfy.model_management
 import folder_paths
 
 from ..parallel_config import ParallelConfig
 from ..workers import GroupConfig, WorkerGroup, attach
-from .comfy_session import Session
+from .comfy_session import Session, cancelled
 
 SERVICE = "para_core.adapters.comfy_rank:Service"
 
@@ -54,7 +53,7 @@ class Groups:
 
 def _start(config: ParallelConfig) -> WorkerGroup:
     if config.attach_to:
-        return attach(config.attach_to)
+        return attach(config.attach_to, cancelled=cancelled)
     host = str(Path(folder_paths.__file__).parent)
     settings = GroupConfig(config.devices, SERVICE, backend=config.backend, sys_path=(host,))
-    return WorkerGroup.start(settings, cancelled=comfy.model_management.processing_interrupted)
+    return WorkerGroup.start(settings, cancelled=cancelled)

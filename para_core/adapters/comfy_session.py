@@ -152,11 +152,12 @@ class Session:
 
         A twin of an earlier run goes without that: the host detaches every patcher that it drops.
         """
-        if twin is self.twin and self.group.alive and not sys.is_finalizing():
+        if twin is self.twin and self.group.connected and not sys.is_finalizing():
             # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
                 self.group.call("unload", {"forget": False})
-            except WorkerError as error:  # not into the host's memory management, which would end its prompt thread
+            # Not into the host's memory management, which would end its prompt thread.
+            except (WorkerError, comfy.model_management.InterruptProcessingException) as error:
                 logger.warning("the ranks did not free their devices: %s", error)
 
     def _tell_compiled(self, answer: Mapping, run: Run | None = None) -> None:
@@ -193,28 +194,28 @@ class Session:
     def _ask(self, method: str, payload: Mapping) -> object:
         if not self._configured:
             self._configure()
-        return self.group.call(method, payload, cancelled=_cancelled)
+        return self.group.call(method, payload, cancelled=cancelled)
 
     def _configure(self) -> None:
-        self.group.call("configure", {"arguments": pickle.dumps(vars(host_arguments))}, cancelled=_cancelled)
+        self.group.call("configure", {"arguments": pickle.dumps(vars(host_arguments))}, cancelled=cancelled)
         self._configured = True
 
     def _replay(self) -> None:
         """Bring a group that has restarted to where it was."""
         self._configure()
         for method, payload in self._prepared.items():
-            self.group.call(method, payload, cancelled=_cancelled)
+            self.group.call(method, payload, cancelled=cancelled)
         if self._run is not None and self._run.begun is not None:
-            self.group.call("begin", self._run.begun, cancelled=_cancelled)
+            self.group.call("begin", self._run.begun, cancelled=cancelled)
             for payload in self._run.calls:
-                self.group.call("forward", payload, cancelled=_cancelled)
+                self.group.call("forward", payload, cancelled=cancelled)
 
 
 def _on(device: torch.device, output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return output.to(device) if isinstance(output, Tensor) else [tensor.to(device) for tensor in output]
 
 
-def _cancelled() -> bool:
+def cancelled() -> bool:
     """Raises, as the host's own sampling does, when a person has pressed cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     return False

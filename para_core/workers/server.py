@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -173,4 +174,6 @@ class Leader(Performer):
             self._connection.send(frame, [self._outbox.memory.descriptor] if new else None)
 
     def _abandon(self, rank: int, error: str) -> None:
-        self._connection.send({"ok": False, "rank": rank, "error": error, "memory": [], "leaving": True})
+        # The client may be gone; this process ends in any case.
+        with contextlib.suppress(ConnectionLost):
+            self._connection.send({"ok": False, "rank": rank, "error": error, "memory": [], "leaving": True})
