@@ -231,3 +231,14 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     for name in WITHOUT_NF4:
         assert isinstance(quantize(weight, scheme_for(name, CPU)), QuantizedWeight)
     assert has_kernels(SCHEMES["fp8_dynamic_per_row"], torch.device("cuda:0"))
+
+
+def test_int8_product_of_half_precision_does_not_overflow():
+    """Its whole numbers exceed float16's largest value before the weight's scales bring them back."""
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install torchao")
+    torch.manual_seed(0)
+    weight, x = torch.randn(64, 4096) * 0.02, torch.randn(8, 4096)
+    x[:, 7], weight[3, 7] = 600.0, 0.08
+    quantized = quantize(weight.half(), SCHEMES["int8_dynamic_per_row"])
+    output, expected = (call(quantized, x.half(), None) for call in (kernel_linear, reference_linear))
+    assert output.isfinite().all() and relative(output.float(), expected.float()) < 1e-3
