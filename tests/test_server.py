@@ -53,13 +53,14 @@ def test_run_reports_its_steps_for_the_node(server, shipped_run):
     assert sum(record["reused"] for record in steps) == report["num_reused_calls"]
 
 
-def test_reused_steps_compute_one_block(server):
-    run = server.run_workflow(demo(server, ParaFBCachePatcher={"residual_diff_threshold": 1.0}))
-    report = run.events_of("para.fbcache")[-1]
-    num_blocks = report["num_block_calls_baseline"] // report["num_calls"]
-    num_skipped = report["num_reused_calls"] * (num_blocks - 1)
-    assert num_skipped > 0
-    assert report["num_block_calls"] == report["num_block_calls_baseline"] - num_skipped
+@pytest.mark.parametrize(("decision", "num_computed"), [("first_block", {1}), ("prediction", {0, 1})])
+def test_reused_steps_compute_one_block_or_none(server, decision, num_computed):
+    settings = {"residual_diff_threshold": 1.0, "decision": decision}
+    report = server.run_workflow(demo(server, ParaFBCachePatcher=settings)).events_of("para.fbcache")[-1]
+    num_reused, num_blocks = report["num_reused_calls"], report["num_block_calls_baseline"] // report["num_calls"]
+    in_reused = report["num_block_calls"] - num_blocks * (report["num_calls"] - num_reused)
+    assert num_reused > 0
+    assert min(num_computed) * num_reused <= in_reused <= max(num_computed) * num_reused
 
 
 def test_threshold_0_and_a_bypassed_node_give_the_same_picture(server):
