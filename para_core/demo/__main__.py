@@ -31,7 +31,7 @@ SCHEMES = {
     "INT8 weight-only": "int8_weight_only",
     "NF4": "nf4",
 }
-FEW_PROMPTS = 3  # without hardware for them, quantized rows take their time
+FEW_PROMPTS = 2  # without hardware for them, quantized rows take their time
 TOGETHER = "fp8_dynamic_per_row"  # the scheme that is shown with the cache
 
 
