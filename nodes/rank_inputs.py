@@ -42,5 +42,15 @@ def attach_to() -> io.String.Input:
 
 
 def requested_devices(number: int, names: str, address: str) -> tuple[str, ...]:
-    """One for each rank; none where they are those of a group at an address. Raises ValueError, see chosen_devices."""
-    return () if address else chosen_devices(number, names, comfy.model_management.get_torch_device())
+    """One for each rank; none where they are those of a group at an address.
+
+    Raises ValueError for devices beside an address, and see chosen_devices.
+    """
+    if not address:
+        return chosen_devices(number, names, comfy.model_management.get_torch_device())
+    if number or names.strip():
+        raise ValueError(
+            f"the group at {address} has devices of its own; leave num_devices at 0 and devices empty, or attach_to "
+            "empty."
+        )
+    return ()

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 2 * 2**30
+MAX_BYTES = 2 * 2**30  # of one torch and device
+MAX_AGE = 30 * 24 * 3600  # seconds since a process last opened the folder
 MANIFEST = "para_manifest.json"
 # Torch reads the first whenever it needs the directory, and sets the second for Triton from it.
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
@@ -86,9 +88,11 @@ class ArtifactCache:
             return
         self._opened = True
         self.folder.mkdir(parents=True, exist_ok=True)
+        os.utime(self.folder)
         for other in self.directory.iterdir():
-            if other != self.folder and other.name.startswith(PREFIX):
-                logger.warning("compiled artifacts of %s are discarded: this is %s", other.name, self.folder.name)
+            # Another device's or ComfyUI's may be in use.
+            if other.name.startswith(PREFIX) and time.time() - other.stat().st_mtime > MAX_AGE:
+                logger.warning("compiled artifacts of %s are discarded: unused for 30 days", other.name)
                 shutil.rmtree(other, ignore_errors=True)
         try:
             manifest = dict(json.loads((self.folder / MANIFEST).read_text()))

@@ -20,8 +20,8 @@ class Budget:
     def __init__(self, target_speedup: float, num_blocks: int) -> None:
         if num_blocks > 1 and target_speedup >= num_blocks:
             raise ValueError(
-                f"target_speedup is {target_speedup:g}; this model has {num_blocks} blocks, of which one always runs: "
-                f"allowed is less than {num_blocks}."
+                f"target_speedup is {target_speedup:g}; this model has {num_blocks} blocks, of which one runs "
+                f"wherever it is not clear in advance: allowed is less than {num_blocks}."
             )
         self._target, self._num_blocks = target_speedup, num_blocks
         self._num_calls = self._num_reused = self._num_computed = self._gap = 0

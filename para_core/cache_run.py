@@ -60,7 +60,7 @@ class CacheRun(RunState):
         super().__init__(config, default if threshold is None else threshold, reduce)
         self._budgets: dict[tuple[Hashable, ...], Budget] = {}  # of conditionings that are evaluated together
         self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream
-        self._last_step: dict[Hashable, int] = {}
+        self._last_step: dict[Hashable, Step] = {}
         self._labels: dict[Hashable, str] = {}
         self._records: dict[str, list[StepRecord]] = {}
         self._num_calls = {False: 0, True: 0}
@@ -77,7 +77,7 @@ class CacheRun(RunState):
 
         num_blocks: blocks of each of the family's stacks.
         """
-        caches = [self._cache(key, step.index, len(family.cached)) for key in conditionings]
+        caches = [self._cache(key, step, len(family.cached)) for key in conditionings]
         budget = self._budget(tuple(conditionings), sum(num_blocks))
         call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
         with self.noted(call, num_blocks, conditionings, step):
@@ -119,10 +119,13 @@ class CacheRun(RunState):
             self._records[self._labels[key]] = []
         return self._labels[key]
 
-    def _cache(self, key: Hashable, step: int, num_streams: int) -> tuple[ResidualCache, ...]:
+    def _cache(self, key: Hashable, step: Step, num_streams: int) -> tuple[ResidualCache, ...]:
         if key not in self._caches:
-            for stale in [k for k, last in self._last_step.items() if abs(step - last) > self.STALE_STEPS]:
-                del self._caches[stale], self._last_step[stale]
+            stale = [k for k, last in self._last_step.items() if abs(step.index - last.index) > self.STALE_STEPS]
+        else:  # a ControlNet that starts or ends: block 0 does not see that
+            stale = [key] if self._last_step[key].controlled != step.controlled else []
+        for other in stale:
+            del self._caches[other], self._last_step[other]
         self._last_step[key] = step
         make = self.CACHES[self.config.decision]
         return self._caches.setdefault(key, tuple(make(self.config, self.reduce) for _ in range(num_streams)))

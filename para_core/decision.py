@@ -35,7 +35,7 @@ class Decision:
     def foresee(self, tokens: Sequence[Tensor], streams: Sequence[Stream]) -> bool:
         """Decide, before block 0 has run on these tokens, whether it need not run at all."""
         forecasts = [cache.foresee(self._step.time) for caches in self._caches for cache in caches]
-        if None in forecasts or not self._allowed():
+        if None in forecasts or not self._step.foreseeable or not self._allowed():
             return False
         limit = self._limit()
         if math.isinf(limit):  # a spent budget reuses at any error: with weights that fit, at least

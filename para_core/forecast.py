@@ -19,7 +19,7 @@ class Forecast:
 
     def __init__(self) -> None:
         self._log_rate: float | None = None
-        self._distance = 0.0
+        self._distance = self._direction = 0.0
         self._num_times = 0
 
     def learn(self, estimate: float, times: Sequence[float], at: float) -> None:
@@ -30,7 +30,7 @@ class Forecast:
             last = self._log_rate if len(times) == self._num_times else None  # the rate of another power of time
             self._num_times = len(times)
             self._log_rate = seen if last is None else self.MEMORY * last + (1 - self.MEMORY) * seen
-            self._distance = abs(at - times[0])
+            self._distance, self._direction = abs(at - times[0]), math.copysign(1.0, at - times[0])
 
     def at(self, times: Sequence[float], at: float) -> float | None:
         """The estimate to expect at a time; None where it has to be measured.
@@ -43,7 +43,7 @@ class Forecast:
             return None
         if law == 0 or abs(at - times[0]) > self.REACH * self._distance:
             return None
-        if len(times) > 1 and (times[0] - at) * (times[1] - times[0]) < 0:
+        if (at - times[0]) * self._direction < 0:
             return None
         return math.exp(self._log_rate) * law
 

@@ -38,9 +38,19 @@ class ParallelConfig:
         kinds = {torch.device(device).type for device in self.devices}
         if len(kinds) > 1:
             raise ValueError(f"devices are of {len(kinds)} kinds ({', '.join(sorted(kinds))}); choose devices of one.")
-        if self.backend == "nccl" and kinds != {"cuda"}:
-            raise ValueError(f"backend nccl needs CUDA devices, these are {', '.join(kinds)}; choose gloo or auto.")
+        if self.attach_to and self.backend != "auto":
+            raise ValueError(f"the group at {self.attach_to} has a backend of its own; leave this one at auto.")
+        needed = {"nccl": {"cuda"}, "gloo": {"cpu"}}.get(self.backend, kinds)
+        if kinds != needed:
+            raise ValueError(
+                f"backend {self.backend} needs {', '.join(needed)} devices, these are {', '.join(kinds)}; choose auto."
+            )
         assert self.mesh is not None  # it has refused degrees below 0
+
+    @property
+    def group(self) -> tuple[str, tuple[str, ...]]:
+        """What tells groups of processes apart: the address, or the devices, by which the backend is given too."""
+        return self.attach_to, self.devices
 
     @property
     def mesh(self) -> MeshRequest:

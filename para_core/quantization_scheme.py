@@ -113,7 +113,9 @@ def _fits(name: str, device: torch.device) -> bool:
 
 
 def _lacks(scheme: Scheme, device: torch.device) -> str | None:
-    """What the device lacks for multiplying quantized activations."""
+    """What the device lacks for this scheme."""
+    if scheme.kind == "fp8" and device.type == "mps":
+        return "mps has no float8"
     if not scheme.dynamic or device.type in ("cpu", "xpu"):
         return None
     if device.type != "cuda":

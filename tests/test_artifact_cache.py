@@ -59,12 +59,16 @@ def test_a_damaged_file_discards_the_folder_with_one_line(tmp_path, caplog, dama
     assert "are discarded: " in caplog.text
 
 
-def test_artifacts_of_another_torch_are_discarded_with_one_line(tmp_path, caplog):
-    (tmp_path / "torch1.0-py3.9-cpu-x86_64").mkdir()
-    (tmp_path / "something else").mkdir()
+def test_artifacts_of_another_torch_are_discarded_with_one_line_when_nobody_uses_them(tmp_path, caplog):
+    old, other = tmp_path / "torch1.0-py3.9-cpu-x86_64", tmp_path / "torch2.0-py3.9-cuda-another"
+    for folder in (old, other, tmp_path / "something else"):
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    ArtifactCache(tmp_path, CPU)  # opens nothing before it is used
+    os.utime(other)
     cache = ArtifactCache(tmp_path, CPU)
     with cache.used():
-        assert {path.name for path in tmp_path.iterdir()} == {"something else", cache.folder.name}
+        assert {path.name for path in tmp_path.iterdir()} == {"something else", other.name, cache.folder.name}
     assert caplog.text.count("discarded") == 1 and "torch1.0" in caplog.text
 
 

@@ -68,14 +68,14 @@ def family(order):
 ORDERS = pytest.mark.parametrize("order", [("txt", "img"), ("img", "txt")], ids="-".join)
 
 
-def call(run, model, img, txt, *, keys=("a",), step=0, allowed=True, at=1.0, num_steps=0, **kwargs):
+def call(run, model, img, txt, *, keys=("a",), step=0, at=1.0, control=0.0, **where):
     num_blocks = [len(model.doubles), len(model.singles)]
-    where = Step(step, 1.0, allowed, at=at, num_steps=num_steps)
+    where = Step(step, 1.0, at=at, **where)
     with (
         run.call(run.family, num_blocks, {key: str(key) for key in keys}, where) as cached,
         swapped_forwards(model, run.family, cached),
     ):
-        return model(img, txt, **kwargs)
+        return model(img, txt, control)
 
 
 @ORDERS
@@ -233,6 +233,7 @@ CIRCUMSTANCES = {
     "other size": ({}, {"num_tokens": 8}),
     "the same time again": ({}, {"at": 1.0}),
     "another conditioning": ({}, {"keys": ("b",)}),
+    "weights or patches change": ({}, {"foreseeable": False}),
 }
 
 
@@ -247,6 +248,17 @@ def test_block_0_runs_where_nothing_can_be_foreseen(name):
     before = model.doubles[0].calls
     call(run, model, img, txt, **where)
     assert model.doubles[0].calls == before + 1
+
+
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_what_is_added_between_the_blocks_starts_and_ends_with_a_computed_step(decision):
+    order = ("txt", "img")
+    model, run = Toy(order), CacheRun(family(order), CacheConfig(100.0, decision=decision))
+    img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    for step, controlled in enumerate((False, False, True, True, False, False)):
+        call(run, model, img, txt, step=step, at=1 - 0.1 * step, controlled=controlled)
+    (records,) = run.report().conditionings.values()
+    assert [record.reused for record in records] == 3 * [False, True]
 
 
 def test_hits_in_a_row_are_counted_whether_measured_or_not():

@@ -34,6 +34,8 @@ def test_times_that_do_not_lie_ahead_are_measured(at):
     forecast = Forecast()
     forecast.learn(0.01, TIMES, 0.3)
     assert forecast.at(TIMES, at) is None
+    forecast.learn(0.01, TIMES[:1], 0.3)
+    assert forecast.at(TIMES[:1], at) is None
 
 
 def test_an_estimate_of_0_is_no_obstacle():

@@ -207,7 +207,7 @@ def test_an_older_gpu_is_named_with_what_it_lacks(monkeypatch, capability, autom
 
 
 def test_a_device_without_fp8_is_named():
-    with pytest.raises(ValueError, match="^fp8_dynamic_per_tensor cannot run on mps: mps multiplies neither"):
+    with pytest.raises(ValueError, match="^fp8_dynamic_per_tensor cannot run on mps: mps has no float8"):
         scheme_for("fp8_dynamic_per_tensor", torch.device("mps"))
 
 

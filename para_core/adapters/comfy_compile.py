@@ -18,7 +18,7 @@ from ..compile_config import CompileConfig, compile_obstacle
 from ..compile_report import CompileReport
 from ..families import ModelFamily, family_of
 from .comfy_fbcache import NAME as CACHE
-from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of
+from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, patches_inside
 from .comfy_stand_in import PARALLEL
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 NAME = "compile"
 CACHE_INSIDE = "scope model compiles in one piece what the FBCache Patcher decides between the blocks"
 AROUND_MODEL = WRAPPERS.DIFFUSION_MODEL  # the host calls these inside the diffusion model's forward
-OUTSIDE = {"post_input", "double_block", "noise_refiner"}  # list patches that the host calls between blocks
 BETWEEN = {KEY, "patches_replace", "wrappers", "callbacks"}  # options that no block reads
 # What was compiled for a model lasts as long as the model: a node behind a changed LoRA is executed again, and must
 # find it. No run state is in here.
@@ -157,13 +156,11 @@ class HostEntrance:
         if self.whole and CACHE in options.get(KEY, {}):
             yield "FBCache Patcher"
             return
-        patches = options.get("patches", {})
-        inside = {name: found for name, found in patches.items() if self.whole or name not in OUTSIDE}
-        # Those called "dit" stand around blocks; a UNet's stand in its attentions.
-        replaced = options.get("patches_replace", {})
-        inside |= {name: found for name, found in replaced.items() if self.whole or name != "dit"}
+        inside = patches_inside(options)
         if self.whole:
-            inside |= {**options.get("wrappers", {}).get(AROUND_MODEL, {})}
+            around = options.get("patches", {}), options.get("patches_replace", {})
+            for found in (*around, options.get("wrappers", {}).get(AROUND_MODEL, {})):
+                inside |= found
         yield from (str(name) for name, found in inside.items() if found)
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -21,7 +21,7 @@ from ..quantization_scheme import rounding_of
 from ..residual_cache import CacheConfig
 from ..run_state import Step
 from .comfy_conditionings import conditionings_of
-from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of
+from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of, patches_inside
 from .comfy_quantized_model import stored_linears
 from .comfy_stand_in import RemoteCall, StandIn, object_patches_of
 
@@ -60,6 +60,7 @@ class SamplingRun:
 
     sigma_range: highest and lowest sigma at which reuse is allowed.
     time_of: what the model is conditioned on at a sigma; steps: by sigma, as asked so far.
+    hooked: hooks change the weights from step to step (a scheduled LoRA).
     num_bytes: of residuals in other processes; None where they are in this one.
     seen: the keys of what the sampler's current evaluation has asked of the model so far; None outside of one.
     """
@@ -71,6 +72,7 @@ class SamplingRun:
     schedule: list[float] | None = None
     steps: dict[float, Step] = field(default_factory=dict)
     told: float = 0.0
+    hooked: bool = False
     num_bytes: int | None = None
     seen: set[Hashable] | None = None
 
@@ -153,6 +155,7 @@ def _outer_sample(executor, *args, **kwargs):
         # At 0 without the host's answer: a sampler may start above the model's highest sigma.
         (float(sampling.percent_to_sigma(start)) if start > 0 else math.inf, float(sampling.percent_to_sigma(end))),
         lambda sigma: float(sampling.timestep(torch.tensor(sigma))),
+        hooked=bool(guider.model_patcher.hook_patches),
     )
     options[KEY] = {**options[KEY], "run": run}
     try:
@@ -189,6 +192,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     conditionings, step = conditionings_of(model, x, options, run.seen), run.step(options)
+    step = replace(step, controlled=control is not None, foreseeable=not (run.hooked or patches_inside(options)))
     if run.cache.off:
         with run.cache.counted(num_blocks, conditionings, step):
             output = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

@@ -29,11 +29,11 @@ class Groups:
 
         Takes seconds then; cancel in the interface ends the waiting. Raises WorkerError where a group does not start.
         """
-        key = (config.devices, config.backend, config.attach_to)
+        key = config.group
         with self._lock:
             found = self._sessions.get(key)
             if found is None or not found.group.alive:
-                self._close(lambda other: other == key or not (other[2] or config.attach_to))
+                self._close(lambda other: other == key or not (other[0] or config.attach_to))
                 found = self._sessions[key] = Session(_start(config))
         return found
 

@@ -12,6 +12,7 @@ from torch import nn
 # The one key of ours in transformer_options; in front of a dot, also of our keys among the host's wrappers.
 KEY = "para_accelerate"
 WRAPPERS = comfy.patcher_extension.WrappersMP
+BETWEEN_BLOCKS = {"post_input", "double_block", "noise_refiner"}  # list patches that the host calls there
 
 
 def attach(model: ModelPatcher, name: str, option: object, wrappers: Mapping[str, Callable]) -> ModelPatcher:
@@ -41,3 +42,10 @@ def option_of(model: ModelPatcher, name: str) -> object | None:
 def diffusion_model_of(model: BaseModel) -> nn.Module:
     """The diffusion model itself, also where another pack has compiled it."""
     return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+
+
+def patches_inside(transformer_options: Mapping) -> dict[str, object]:
+    """Other nodes' patches that the host calls within the blocks, by name; those called "dit" stand around blocks."""
+    patches = {k: v for k, v in transformer_options.get("patches", {}).items() if k not in BETWEEN_BLOCKS}
+    replaced = {k: v for k, v in transformer_options.get("patches_replace", {}).items() if k != "dit"}
+    return {name: found for name, found in {**patches, **replaced}.items() if found}

@@ -64,6 +64,8 @@ class Service:
 
         if payload["model"] in self._models:
             return
+        if self._models:  # of a client that is gone, or of a load that was left: two would not fit where one does
+            self.unload({"forget": True})
         if payload["recipe"] is not None:
             found = from_recipe(payload["recipe"])
         else:
@@ -110,7 +112,7 @@ class Service:
         ranks = MeshRanks(self._mesh(tuple(payload["mesh"])), chosen_attention())
         self._attention = self._attention or AttentionOnRanks()
         compilation = None if payload["compile"] is None else self._compilation(payload["model"], payload["compile"])
-        self._run = RankRun(patcher, payload, ranks, self._attention, compilation)
+        self._run = RankRun(patcher, payload, ranks=ranks, attention=self._attention, compilation=compilation)
 
     def forward(self, payload: Mapping) -> dict:
         """One model call; every rank returns its whole output."""

@@ -32,6 +32,7 @@ class RankRun:
         self,
         patcher: ModelPatcher,
         payload: Mapping,
+        *,
         ranks: MeshRanks,
         attention: AttentionOnRanks,
         compilation: Compilation | None = None,
@@ -49,8 +50,8 @@ class RankRun:
         self._open = ExitStack()
         self._compiled: CompileRun | None = None
         if compilation is not None:
-            family = family_of(self._model) if compilation.config.scope == "blocks" else None
-            self._compiled = self._open.enter_context(compilation.run(self._model, family, entrance=HostEntrance()))
+            running = compilation.run(self._model, self._family, entrance=HostEntrance())
+            self._compiled = self._open.enter_context(running)
 
     def end(self) -> dict | None:
         """Put the model back as it was; what compiling has cost."""

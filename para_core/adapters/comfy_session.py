@@ -145,7 +145,7 @@ class Session:
         """The run has ended, however; keep: leave the weights on the ranks' devices."""
         run, self._run = self._run, None
         if run is not None and run.begun is not None and self.group.connected:  # new ranks know of no run
-            self._tell_compiled(self.group.call("end", {"keep": keep}), run)
+            self._tell_compiled(self.group.call("end", {"keep": keep}, cancelled=cancelled), run)
 
     def detached(self, twin: ModelPatcher, *_) -> None:
         """The host wants the memory of the model back: free the ranks' devices; the next run loads it there again.

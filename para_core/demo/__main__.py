@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ SCHEMES = {
     "INT8 weight-only": "int8_weight_only",
     "NF4": "nf4",
 }
-FEW_PROMPTS = 2  # without hardware for them, quantized rows take their time
+FEW_PROMPTS = 2  # of the rows that no CPU is made for
 TOGETHER = "fp8_dynamic_per_row"  # the scheme that is shown with the cache
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T")
     parser.add_argument("--prediction-thresholds", type=float, nargs="*", default=PREDICTION_THRESHOLDS, metavar="T")
     parser.add_argument("--schemes", nargs="*", choices=SCHEMES.values(), default=available(), metavar="SCHEME")
-    parser.add_argument("--compile", action="store_true", help="rows with compiled blocks too; compiling takes minutes")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the rows with compiled blocks")
     parser.add_argument("--no-host", action="store_true", help="do not run the demo workflow in ComfyUI")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -54,7 +55,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     rows = [Row("baseline"), *cache_rows(args), *quantized_rows(args.schemes)]
-    rows += compiled_rows(args.schemes) if args.compile else []
+    rows += [] if args.no_compile else compiled_rows(args.schemes)
     if args.prompts < 1:
         raise ValueError(f"--prompts is {args.prompts}; allowed are whole numbers from 1.")
     transformer, autoencoder = load_transformer(), load_autoencoder()
@@ -97,12 +98,10 @@ def compiled_rows(schemes: Sequence[str]) -> list[Row]:
     if obstacle is not None:
         sys.stderr.write(f"no rows with compile: {obstacle}\n")
         return []
-    few = {"num_prompts": FEW_PROMPTS}
-    rows = [Row("compile", **few, compilation=Compilation(config))]
+    chosen = [Row("compile")]
     if TOGETHER in schemes:
-        everything = Row("FBCache + FP8 + compile", CacheConfig(), TOGETHER, **few, compilation=Compilation(config))
-        rows.append(everything)
-    return rows
+        chosen.append(Row("FBCache + FP8 + compile", CacheConfig(), TOGETHER))
+    return [replace(row, num_prompts=FEW_PROMPTS, compilation=Compilation(config)) for row in chosen]
 
 
 def available() -> list[str]:

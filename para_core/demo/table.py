@@ -73,9 +73,9 @@ class Row:
         notes = [] if self.quantization is None else [self.quantization.note]
         if self.compilation is not None:
             seconds = sum(one.seconds for one in self.compilation.compiled)
-            notes.append(f"compiled in {seconds:.0f} s before the first picture; a CPU gains little by it")
+            notes.append(f"compiled in {seconds:.0f} s before, which are not counted")
         if self.num_ranks > 1:
-            notes.append(f"{self.num_ranks} processes on the cores that one has otherwise; this picture is too small")
+            notes.append(f"{self.num_ranks} processes share the cores of one, and the picture is too small to gain")
         return "; ".join(filter(None, notes))
 
 

@@ -26,7 +26,7 @@ from .directory import write_private
 from .heartbeat import StoreBeats
 from .process import settle
 from .rank import Place, join
-from .root_store import RootStore, StoreBoard
+from .root_store import RootStore
 
 
 def arguments() -> argparse.Namespace:
@@ -104,8 +104,8 @@ def main() -> None:
     sys.path[:0] = given.sys_path
     config = group_config(given)
     elastic_rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    board, patience = StoreBoard(agents_store()), timedelta(seconds=config.start_timeout)
-    root = RootStore.meet(elastic_rank, given.host or own_address(), board, patience)
+    patience = timedelta(seconds=config.start_timeout)
+    root = RootStore.meet(elastic_rank, given.host or own_address(), agents_store(), patience)
     store = root.open()
     store.set(f"address/{elastic_rank}", "1" if given.address else "0")
     offered = [rank for rank in range(world_size) if store.get(f"address/{rank}") == b"1"]

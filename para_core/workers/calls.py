@@ -6,22 +6,21 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from .root_store import ControlStore, LeadersStore
 from .shared_memory import ReceivedBuffer, SharedMemory
 from .status import Status, failure_key
 
-PATIENCE = timedelta(days=1)  # of one wait, begun again then; each that ends leaves warnings in the log
 CHUNK = 1 << 28  # bytes broadcast at once
 
 
 class Rounds:
     """The control store's keys: call/<n> from rank 0, done/<n>/<rank> from the others, failed/<n> from who fails."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: LeadersStore, rank: int, world_size: int) -> None:
         self._store = store
         self.rank = rank
         self.world_size = world_size
@@ -30,12 +29,11 @@ class Rounds:
         self._store.set(f"call/{call}", json.dumps(order))
 
     def await_order(self, call: int) -> dict:
-        self._wait([f"call/{call}"])
         return json.loads(self._store.get(f"call/{call}"))
 
     def fail(self, call: int, error: str) -> None:
         """At once, before the others are done: the watch in rank 0 counts from here. The first error is kept."""
-        self._store.compare_set(failure_key(call), "", json.dumps([self.rank, error]))
+        self._store.set_first(failure_key(call), json.dumps([self.rank, error]))
 
     def first_failure(self, call: int) -> tuple[int, str]:
         rank, error = json.loads(self._store.get(failure_key(call)))
@@ -47,21 +45,10 @@ class Rounds:
     def statuses(self, call: int) -> list[Status]:
         """Of the other ranks, once all have finished."""
         keys = [f"done/{call}/{rank}" for rank in range(1, self.world_size)]
-        self._wait(keys)
         found = [Status(**json.loads(self._store.get(key))) for key in keys]
         for key in (*keys, f"call/{call}"):
-            self._store.delete_key(key)
+            self._store.delete(key)
         return found
-
-    def _wait(self, keys: list[str]) -> None:
-        while keys:
-            try:
-                self._store.wait(keys, PATIENCE)
-                return
-            except dist.DistNetworkError:
-                raise
-            except dist.DistStoreError:
-                continue  # nothing yet
 
 
 class Memories:
@@ -78,7 +65,7 @@ class Memories:
         self._carrier: dist.ProcessGroup | None = None
         self._maps = True
 
-    def agree(self, store: dist.Store, world_size: int) -> None:
+    def agree(self, store: ControlStore, world_size: int) -> None:
         """Finds out who can map: by a probe in rank 0's memory."""
         if self._rank == 0:
             secret = secrets.token_bytes(16)
@@ -89,7 +76,7 @@ class Memories:
             pid, descriptor, secret_hex = json.loads(store.get("probe"))
             self._maps = _opened(pid, descriptor, 16) == bytes.fromhex(secret_hex)
         store.set(f"maps/{self._rank}", "1" if self._maps else "0")
-        far = [rank for rank in range(1, world_size) if store.get(f"maps/{rank}") == b"0"]
+        far = [rank for rank in range(1, world_size) if store.get(f"maps/{rank}") == "0"]
         if self._rank == 0:
             probe.close()
         if far:

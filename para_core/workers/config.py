@@ -52,8 +52,9 @@ class GroupConfig:
                 f"devices={self.devices} cannot form a group; name one or more of one kind, "
                 'such as ("cuda:0", "cuda:1") or ("cpu", "cpu")'
             )
-        if self.backend not in BACKENDS or (self.backend == "nccl" and "cpu" in kinds):
-            raise ValueError(f"backend={self.backend!r} on {sorted(kinds)[0]}; use 'auto', 'gloo', or 'nccl' with CUDA")
+        needed = {"auto": kinds, "nccl": {"cuda"}, "gloo": {"cpu"}}
+        if kinds != needed.get(self.backend):  # gloo has no point-to-point messages of CUDA tensors
+            raise ValueError(f"backend={self.backend!r} on {sorted(kinds)[0]}; use 'auto', which is nccl with CUDA")
         if not SERVICE.fullmatch(self.service):
             raise ValueError(f"service={self.service!r} is no import path; write 'package.module:Factory'")
         if self.num_threads < 1 or self.max_restarts < 0:
@@ -69,4 +70,4 @@ class GroupConfig:
     def process_group_backend(self) -> str:
         """As init_process_group takes it. CPU tensors always go by gloo."""
         cuda = self.devices[0].startswith("cuda")
-        return "cpu:gloo,cuda:nccl" if cuda and self.backend != "gloo" else "gloo"
+        return "cpu:gloo,cuda:nccl" if cuda else "gloo"

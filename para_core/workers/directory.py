@@ -22,7 +22,7 @@ UNUSED_AFTER = 600.0  # seconds
 
 class GroupDirectory:
     """key, config.json: the client writes them. rank<n>.json (its pid), .beat, .log, .error: rank n. deaths.jsonl,
-    agent.log: the agent. rank0.sock: rank 0. rendezvous, root<n>.json: for the ranks to find each other.
+    agent.log: the agent. rank0.sock: rank 0. rendezvous, root<n>.sock, groups<n>: for the ranks to find each other.
     """
 
     def __init__(self, path: str | Path) -> None:

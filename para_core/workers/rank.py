@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from .config import GroupConfig, WorkerContext
 from .directory import GroupDirectory, write_private
+from .private_store import PrivateRoot
 from .process import settle
-from .root_store import FileBoard, RootStore
+from .root_store import Root
 from .server import Follower, Leader
 from .status import formatted
 
@@ -33,7 +34,7 @@ class Place:
     rank: int
     world_size: int
     device: str
-    root: RootStore
+    root: Root
     socket: Path | None
     key: bytes
 
@@ -50,7 +51,7 @@ def join(place: Place, config: GroupConfig) -> Callable[[], None]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         config.process_group_backend,
-        store=dist.PrefixStore("groups", place.root.open()),
+        store=place.root.groups(),
         rank=place.rank,
         world_size=place.world_size,
         timeout=timedelta(seconds=config.collective_timeout),
@@ -77,8 +78,8 @@ def main(path: str) -> None:
     settle()
     os.chdir(directory.working_directory())
     config = directory.config()
-    board = FileBoard(directory.path / f"root{os.environ['TORCHELASTIC_RESTART_COUNT']}.json")
-    root = RootStore.meet(rank, "127.0.0.1", board, timedelta(seconds=config.start_timeout))
+    patience, start = timedelta(seconds=config.start_timeout), os.environ["TORCHELASTIC_RESTART_COUNT"]
+    root = PrivateRoot(directory.path, start, rank, len(config.devices), directory.key(), patience)
     place = Place(rank, len(config.devices), config.devices[rank], root, directory.socket, directory.key())
     try:
         join(place, config)()

@@ -14,7 +14,7 @@ from .calls import Memories, Rounds
 from .channel import Connection, ConnectionLost, Listener
 from .config import WorkerContext
 from .protocol import Message, Payload, decode
-from .root_store import RootStore
+from .root_store import Root
 from .shared_memory import GrowingBuffer, ReceivedBuffer, SharedMemory
 from .status import ABANDONED, FailureWatch, Status, formatted, in_step
 
@@ -22,12 +22,12 @@ from .status import ABANDONED, FailureWatch, Status, formatted, in_step
 class Performer:
     """Runs a method of the service on a received message; the same on every rank."""
 
-    def __init__(self, context: WorkerContext, service: object, root: RootStore) -> None:
+    def __init__(self, context: WorkerContext, service: object, root: Root) -> None:
         self.context = context
         self.service = service
         self.inbox = ReceivedBuffer()
         self._root = root  # on rank 0 it is the server of every store here
-        control = root.open()
+        control = root.control()
         self.rounds = Rounds(control, context.rank, context.world_size)
         self.memories = Memories(context.rank, self.inbox)
         self.memories.agree(control, context.world_size)
@@ -43,7 +43,10 @@ class Performer:
         payload = decode(message, shared, own=own)
         if method.startswith("_") or not callable(function := getattr(self.service, method, None)):
             raise AttributeError(f"{type(self.service).__name__} has no method {method!r} to call")
-        return function(payload)
+        result = function(payload)
+        if device.type == "cuda":  # what fails, or hangs in a collective, does so in this call and not in a later one
+            torch.cuda.synchronize(device)
+        return result
 
     def borrows(self, method: str) -> bool:
         """Whether the method gets views of the message instead of copies: it keeps none of them when it returns."""
@@ -83,14 +86,14 @@ class Follower(Performer):
 
 
 class Leader(Performer):
-    def __init__(self, context: WorkerContext, service: object, root: RootStore, grace: float) -> None:
+    def __init__(self, context: WorkerContext, service: object, root: Root, grace: float) -> None:
         super().__init__(context, service, root)
         self._incarnation = secrets.token_hex(8)
         self._call = 0
         self._generation = 0
         self._outbox = GrowingBuffer()
         self._connection: Connection | None = None
-        self._watch = FailureWatch(root.open(), grace, self._abandon)
+        self._watch = FailureWatch(root.control(), grace, self._abandon)
 
     @torch.inference_mode()
     def run(self, socket: Path, key: bytes) -> None:
@@ -157,9 +160,12 @@ class Leader(Performer):
             with self._watch.lock:
                 self._watch.end()
                 rank, error = self.rounds.first_failure(self._call)
-                self._connection.send({"ok": False, "rank": rank, "error": error, "memory": memory, "leaving": leaving})
-            if leaving:
-                os._exit(ABANDONED)
+                frame = {"ok": False, "rank": rank, "error": error, "memory": memory, "leaving": leaving}
+                try:
+                    self._connection.send(frame)
+                finally:  # also where the client is gone
+                    if leaving:
+                        os._exit(ABANDONED)
             return
         buffer, new = self._outbox.reserve(message.size)
         message.write(buffer)

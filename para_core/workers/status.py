@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 import torch.distributed as dist
 
+from .root_store import LeadersStore
+
 ABANDONED = 70  # exit code
 INTERVAL = 0.2
 MAX_TRACEBACK = 16_000  # characters
@@ -29,7 +31,7 @@ class Status:
 
     @classmethod
     def now(cls, rank: int, device: torch.device, error: str | None = None) -> Status:
-        return cls(rank, error, memory_bytes(device), sequences() if error else {})
+        return cls(rank, error, memory_bytes(device), sequences())
 
     as_dict = asdict
 
@@ -76,7 +78,7 @@ class FailureWatch:
     and the process ends, so that the agent replaces all ranks.
     """
 
-    def __init__(self, store: dist.Store, grace: float, report: Callable[[int, str], None]) -> None:
+    def __init__(self, store: LeadersStore, grace: float, report: Callable[[int, str], None]) -> None:
         self._store = store
         self._grace = grace
         self._report = report
@@ -97,7 +99,7 @@ class FailureWatch:
         while True:
             time.sleep(INTERVAL)
             call = self._call
-            if call is None or not self._store.check([failure_key(call)]):
+            if call is None or not self._store.check(failure_key(call)):
                 continue
             if call != failed_call:
                 failed_call, since = call, time.monotonic()

@@ -13,7 +13,8 @@ from para_core.workers.launch import LocalGroup
     [
         ({"devices": ()}, "cannot form a group"),
         ({"devices": ("cpu", "cuda:0")}, "cannot form a group"),
-        ({"backend": "nccl"}, "use 'auto', 'gloo'"),
+        ({"backend": "nccl"}, "backend='nccl' on cpu; use 'auto', which is nccl with CUDA"),
+        ({"backend": "gloo", "devices": ("cuda:0", "cuda:1")}, "backend='gloo' on cuda; use 'auto'"),
         ({"backend": "mpi"}, "backend='mpi'"),
         ({"service": "no path"}, "package.module:Factory"),
         ({"num_threads": 0}, "at least one thread"),
@@ -31,8 +32,6 @@ def test_one_cuda_device_is_no_two_ranks():
         LocalGroup(GroupConfig(("cuda:0", "cuda:0"), "a.b:C"))
 
 
-def test_cuda_tensors_go_by_nccl_unless_gloo_is_asked_for():
-    devices = ("cuda:0", "cuda:1")
-    assert GroupConfig(devices, "a.b:C").process_group_backend == "cpu:gloo,cuda:nccl"
-    assert GroupConfig(devices, "a.b:C", backend="gloo").process_group_backend == "gloo"
+def test_cuda_tensors_go_by_nccl():
+    assert GroupConfig(("cuda:0", "cuda:1"), "a.b:C").process_group_backend == "cpu:gloo,cuda:nccl"
     assert GroupConfig(("cpu",), "a.b:C").process_group_backend == "gloo"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,8 +40,8 @@ def processes_of(directory: Path) -> list[int]:
     return found
 
 
-def listening(pid: int) -> set[str]:
-    """Hex addresses of the TCP sockets on which a process listens."""
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Hex address and port of the TCP sockets on which a process listens."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -49,7 +51,8 @@ def listening(pid: int) -> set[str]:
         for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                found.add(fields[1].split(":")[0])
+                address, port = fields[1].split(":")
+                found.add((address, int(port, 16)))
     return found
 
 
@@ -64,12 +67,35 @@ def test_only_loopback_is_bound_and_two_groups_live_side_by_side(group, start):
     for directory, count in ((group.address.parent, 2), (other.address.parent, 3)):
         pids = processes_of(directory)
         assert len(pids) == count + 1
-        bound = set().union(*map(listening, pids))
+        bound = {address for pid in pids for address, _ in listening(pid)}
         assert bound and bound <= LOOPBACK
     payload = [torch.arange(1000.0), torch.ones(5, dtype=torch.int8)]
     expected = torch.tensor([[499500.0, 5.0]] * 3, dtype=torch.float64)
     assert torch.equal(other.call("sums", payload), expected), "the third rank receives by broadcast"
     assert torch.equal(other.call("sums", Shared(payload)), expected)
+
+
+@linux
+def test_strangers_on_the_ranks_ports_get_nothing_and_crash_nothing(start):
+    """What listens there is torch's transport of tensors; the group's orders go by a socket in its private folder."""
+    group, source = start(), random.Random(3)
+    ranks = [rank["pid"] for rank in group.state()["ranks"]]
+    ports = [port for pid in ranks for _, port in listening(pid)]
+    assert len(ports) >= 2
+    kept, received = [], b""
+    for round_ in range(1000):
+        line = socket.create_connection(("127.0.0.1", ports[round_ % len(ports)]))
+        line.settimeout(0.001)
+        with contextlib.suppress(OSError):
+            line.sendall(source.randbytes(source.randrange(200)))
+            received += line.recv(100) if round_ % 20 == 0 else b""
+        kept.append(line) if round_ % 50 == 0 else line.close()
+    assert not received
+    group.call("load", {"weights": [torch.ones(5)]})
+    assert torch.equal(group.call("step", {"x": torch.ones(5)}), torch.full((5,), 5.0))
+    assert [rank["pid"] for rank in group.state()["ranks"]] == ranks
+    for line in kept:
+        line.close()
 
 
 @linux
