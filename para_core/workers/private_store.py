@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class HeldStore:
 
     def __init__(self, listener: Listener) -> None:
         self._values: dict[str, str] = {}
+        self._waiting: dict[str, list[Connection]] = {}
         self._changed = threading.Condition()
         threading.Thread(target=self._accept, args=(listener,), name="para-store", daemon=True).start()
 
@@ -58,6 +60,10 @@ class HeldStore:
         with self._changed:
             self._values[key] = value
             self._changed.notify_all()
+            # From this thread: another one would get its turn only when this one waits.
+            for connection in self._waiting.pop(key, ()):
+                with suppress(ConnectionLost):
+                    connection.send({"value": value})
 
     def get(self, key: str) -> str:
         with self._changed:
@@ -83,13 +89,23 @@ class HeldStore:
 
     def _serve(self, connection: Connection) -> None:
         """Until that rank is gone, and with it, before long, this one."""
-        methods = {"set": self.set, "get": self.get, "set_first": self.set_first}
+        methods = {"set": self.set, "set_first": self.set_first}
         try:
             while True:
                 frame, _ = connection.receive()
-                connection.send({"value": methods[frame["method"]](*frame["values"])})
+                if frame["method"] == "get":
+                    self._answer(connection, *frame["values"])
+                else:
+                    connection.send({"value": methods[frame["method"]](*frame["values"])})
         except ConnectionLost:
             connection.close()
+
+    def _answer(self, connection: Connection, key: str) -> None:
+        with self._changed:
+            if key in self._values:
+                connection.send({"value": self._values[key]})
+            else:
+                self._waiting.setdefault(key, []).append(connection)
 
 
 class LineStore:

@@ -58,14 +58,46 @@ class SharedMemory:
         if not self.size:
             return torch.empty(0, dtype=torch.uint8)
         flags = mmap.MAP_PRIVATE | NO_RESERVE if private else mmap.MAP_SHARED
-        # A normal tensor whoever maps it: an inference tensor could not be written to outside of inference mode.
-        with torch.inference_mode(False):
-            return torch.frombuffer(mmap.mmap(self.descriptor, self.size, flags=flags), dtype=torch.uint8)
+        return _tensor_of(mmap.mmap(self.descriptor, self.size, flags=flags))
 
     def close(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class PrivateMapping:
+    """Memory that comes anew from one message to the next, copy-on-write here; mapping it takes as long as copying it.
+
+    forgets_writes(): the pages that were written here are common again; False where this system cannot tell.
+    """
+
+    PAGEMAP = "/proc/self/pagemap"  # of Linux, Documentation/admin-guide/mm/pagemap.rst
+    PRESENT, SWAPPED, COMMON = 63, 62, 61
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self._map = mmap.mmap(memory.descriptor, memory.size, flags=mmap.MAP_PRIVATE | NO_RESERVE)
+        self.tensor = _tensor_of(self._map)
+
+    def forgets_writes(self) -> bool:
+        first, past = (at // mmap.PAGESIZE for at in (self.tensor.data_ptr(), self.tensor.data_ptr() + len(self._map)))
+        try:
+            with open(self.PAGEMAP, "rb", buffering=0) as file:
+                pages = torch.frombuffer(
+                    bytearray(os.pread(file.fileno(), (past - first) * 8, first * 8)), dtype=torch.int64
+                )
+        except OSError:
+            return False
+        here = (pages >> self.PRESENT | pages >> self.SWAPPED) & ~(pages >> self.COMMON) & 1
+        if here.any():
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return len(pages) == past - first
+
+
+def _tensor_of(mapping: mmap.mmap) -> torch.Tensor:
+    # A normal tensor whoever maps it: an inference tensor could not be written to outside of inference mode.
+    with torch.inference_mode(False):
+        return torch.frombuffer(mapping, dtype=torch.uint8)
 
 
 class Buffer:
@@ -104,6 +136,10 @@ class GrowingBuffer(Buffer):
 class ReceivedBuffer(Buffer):
     """The peer's GrowingBuffer."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._private: PrivateMapping | None = None
+
     def message(self, size: int, *, private: bool = False) -> torch.Tensor:
         """private: in a mapping of its own, where writing reaches nobody else; until the peer's next message.
 
@@ -111,4 +147,13 @@ class ReceivedBuffer(Buffer):
         """
         if self.memory is None or not 0 <= size <= self.memory.size:
             raise ValueError(f"a message of {size} bytes is announced in a buffer that is smaller")
-        return (self.memory.mapped(private=True) if private else self._tensor)[:size]
+        return (self._own(self.memory) if private else self._tensor)[:size]
+
+    def close(self) -> None:
+        super().close()
+        self._private = None
+
+    def _own(self, memory: SharedMemory) -> torch.Tensor:
+        if self._private is None or not self._private.forgets_writes():
+            self._private = PrivateMapping(memory)
+        return self._private.tensor

@@ -32,6 +32,27 @@ def test_mappings_show_the_same_bytes_and_private_ones_keep_theirs(kind):
     assert int(first.sum()) == 7000
 
 
+@pytest.mark.parametrize("pagemap", ["/proc/self/pagemap", "/nowhere"])
+def test_what_one_message_wrote_into_is_as_the_peer_left_it_at_the_next(kind, monkeypatch, pagemap):
+    monkeypatch.setattr(shared_memory.PrivateMapping, "PAGEMAP", pagemap)
+    size, buffer, addresses = 1_000_000, ReceivedBuffer(), []
+    memory = SharedMemory.create(size)
+    theirs = memory.mapped()
+    buffer.replace(memory)
+    for number in range(4):
+        theirs.fill_(number)
+        message = buffer.message(size, private=True)
+        assert int(message.sum()) == size * number
+        if number != 2:
+            message[number::4096] = 99
+        assert int(theirs.sum()) == size * number, "writing reaches nobody else"
+        addresses.append(message.data_ptr())
+    buffer.close()
+    assert int(message[-1]) == 3, "as long as its tensors, the memory lives"
+    if pagemap == "/proc/self/pagemap" and sys.platform == "linux":
+        assert len(set(addresses)) == 1
+
+
 def test_nothing_has_a_name(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
     memory = SharedMemory.create(10)
