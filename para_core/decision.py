@@ -21,10 +21,6 @@ class Decision:
     measured: block 0 runs. diffs: the estimate of each conditioning, None where there is none.
     """
 
-    # Of the limit: below it a forecast leaves little doubt. Forecasts near the limit are measured; at half of it that
-    # were half of the reused steps, each of which costs a block.
-    MARGIN = 0.8
-
     def __init__(
         self, run: RunState, caches: Sequence[tuple[ResidualCache, ...]], step: Step, budget: Budget | None
     ) -> None:
@@ -33,14 +29,17 @@ class Decision:
         self._run, self._caches, self._step, self._budget = run, caches, step, budget
 
     def foresee(self, tokens: Sequence[Tensor], streams: Sequence[Stream]) -> bool:
-        """Decide, before block 0 has run on these tokens, whether it need not run at all."""
+        """Decide, before block 0 has run on these tokens, whether it need not run at all.
+
+        The last steps are always measured: trained models change more there than the steps before foretell.
+        """
         forecasts = [cache.foresee(self._step.time) for caches in self._caches for cache in caches]
-        if None in forecasts or not self._step.foreseeable or not self._allowed():
+        if None in forecasts or not self._step.foreseeable or self._step.is_last or not self._allowed():
             return False
         limit = self._limit()
         if math.isinf(limit):  # a spent budget reuses at any error: with weights that fit, at least
             return False
-        if self._weight * max(forecasts) >= self.MARGIN * limit or not self._fit(tokens, streams):
+        if max(forecasts) >= limit or not self._fit(tokens, streams):
             return False
         self.measured, self.reuses = False, True
         if self._budget is not None:
@@ -50,7 +49,7 @@ class Decision:
     @property
     def _weight(self) -> float:
         """Of an estimate."""
-        return self._caches[0][0].LAST_WEIGHT if self._step.is_last else 1.0
+        return self._caches[0][0].FINAL_WEIGHT if self._step.is_final else 1.0
 
     def _limit(self) -> float:
         if self._budget is None:

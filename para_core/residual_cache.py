@@ -91,7 +91,7 @@ class ResidualCache:
     adds up a small tensor over the ranks, so that the caches of one conditioning go through the same states everywhere.
     """
 
-    LAST_WEIGHT = 1.0  # of the estimates of a run's last steps
+    FINAL_WEIGHT = 1.0  # of the estimate at a run's last step
 
     def __init__(self, config: CacheConfig, reduce: Reduce = alone) -> None:
         self.num_consecutive_hits = 0

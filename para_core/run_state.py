@@ -33,8 +33,13 @@ class Step:
     LAST: ClassVar[float] = 0.07  # of a run: 2 of 28 steps, 4 of 50
 
     @property
+    def is_final(self) -> bool:
+        """The last step, for which no later one makes up."""
+        return bool(self.num_steps) and self.index == self.num_steps - 1
+
+    @property
     def is_last(self) -> bool:
-        """One of the last steps, of which nothing makes up for what they get wrong."""
+        """One of the last steps."""
         return bool(self.num_steps) and self.num_steps - self.index <= math.ceil(self.LAST * self.num_steps)
 
     @property

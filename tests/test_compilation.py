@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from para_core.compilation import MAX_SIZES, Compilation, compiled_blocks
+from para_core.compilation import Compilation, compiled_blocks
 from para_core.compile_config import CompileConfig, compile_obstacle
+from para_core.compiled_kind import MAX_SIZES
 from para_core.families import BlockStack, ModelFamily, Stream
 
 FAMILY = ModelFamily("toy", ("Toy",), (BlockStack("blocks", (Stream(0, None, ("x",)),), in_place=True),))

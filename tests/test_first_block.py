@@ -234,6 +234,8 @@ CIRCUMSTANCES = {
     "the same time again": ({}, {"at": 1.0}),
     "another conditioning": ({}, {"keys": ("b",)}),
     "weights or patches change": ({}, {"foreseeable": False}),
+    "the last step": ({}, {"num_steps": 3}),
+    "one of the last steps": ({}, {"step": 26, "num_steps": 28}),
 }
 
 
@@ -287,8 +289,8 @@ def test_a_patched_block_0_is_called_at_every_step():
     assert calls and cached.measured
 
 
-@pytest.mark.parametrize(("decision", "factor"), [("first_block", 1), ("prediction", 2)])
-def test_estimates_of_the_last_steps_count_twice_with_prediction(decision, factor):
+@pytest.mark.parametrize(("decision", "factor"), [("first_block", 1), ("prediction", 2.5)])
+def test_the_estimate_of_the_last_step_counts_more_with_prediction(decision, factor):
     order = ("txt", "img")
     model, diffs = Toy(order), {}
     img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
@@ -299,4 +301,3 @@ def test_estimates_of_the_last_steps_count_twice_with_prediction(decision, facto
         (records,) = run.report().conditionings.values()
         diffs[num_steps] = [record.diff for record in records[1:]]
     assert diffs[4] == pytest.approx([*diffs[0][:2], factor * diffs[0][2]])
-    assert [Step(index, 1.0, num_steps=28).is_last for index in (25, 26, 27)] == [False, True, True]

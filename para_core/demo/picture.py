@@ -12,7 +12,7 @@ from ..plot import INK, PAPER, draw_residual_curve
 from .table import Row
 
 TILE, GAP, HEAD = 160, 10, 44
-COLUMNS = 7  # rows of the table beside each other
+COLUMNS = 7  # rows of the table beside each other, at most
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -28,14 +28,16 @@ def draw_demo(
     The curves are those of the first prompt shown.
     """
     cached = [row for row in rows if row.reports]
-    width = max(min(len(rows), COLUMNS) * (TILE + GAP) + GAP, 900)
+    num_bands = math.ceil(len(rows) / COLUMNS)
+    columns = math.ceil(len(rows) / num_bands)
+    width = max(columns * (TILE + GAP) + GAP, 900)
     curve = ((width - 3 * GAP) // 2, 230)
     band = HEAD + len(shown) * (TILE + GAP + 18) + 10
-    top = band * math.ceil(len(rows) / COLUMNS)
+    top = band * num_bands
     image = Image.new("RGB", (width, top + (len(cached) + 1) // 2 * (curve[1] + GAP)), PAPER)
-    for first in range(0, len(rows), COLUMNS):
-        chosen = slice(first, first + COLUMNS)
-        _draw_band(image, first // COLUMNS * band, rows[chosen], figures[chosen], {n: prompts[n] for n in shown})
+    for first in range(0, len(rows), columns):
+        chosen = slice(first, first + columns)
+        _draw_band(image, first // columns * band, rows[chosen], figures[chosen], {n: prompts[n] for n in shown})
     for number, row in enumerate(cached):
         report = row.reports[shown[0]]
         title = f"{row.name}: the estimate at each step, {report.num_reused_calls} steps reused (green)"

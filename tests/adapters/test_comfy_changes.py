@@ -17,8 +17,10 @@ def records(model, decision="prediction", **settings):
     return reports[-1].conditionings["positive"]
 
 
-def test_by_itself_no_step_but_the_first_is_measured():
-    assert [(record.reused, record.diff) for record in records(build(FLUX))] == [(False, None)] + 5 * [(True, None)]
+def test_by_itself_only_the_last_step_is_measured():
+    *found, last = records(build(FLUX))
+    assert [(record.reused, record.diff) for record in found] == [(False, None)] + 4 * [(True, None)]
+    assert last.diff is not None
 
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
