@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import host_version
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -21,13 +22,18 @@ TOKENS = {"l": [[(49406, 1.0), (320, 1.0), *[(49407, 1.0)] * 75]], "t5xxl": [[(5
 BLOCKS = 2 * 7 + 2 * 6  # T5: q k v o, gated in, out; CLIP-L: q k v out, in, out
 
 
-@pytest.fixture
-def clip():
+def text_encoders(*state_dicts, **options):
     import comfy.sd
     from comfy.text_encoders.flux import FluxClipModel
 
-    target = SimpleNamespace(params={}, clip=FluxClipModel, tokenizer=lambda **_: None)
-    clip = comfy.sd.CLIP(target, model_options={**SMALL, "dtype": torch.float32})
+    target = SimpleNamespace(params={}, clip=FluxClipModel, tokenizer=lambda **_: SimpleNamespace(state_dict=dict))
+    options = {**SMALL, "dtype": torch.float32, **options}
+    return comfy.sd.CLIP(target, state_dict=list(state_dicts), model_options=options)
+
+
+@pytest.fixture
+def clip():
+    clip = text_encoders()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in clip.cond_stage_model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -100,3 +106,19 @@ def test_one_encoder_can_be_left(clip):
     _, report = quantize(clip, exclude="clip_l.*")
     assert {name.split(".")[0] for name in report.quantized} == {"t5xxl"}
     assert "embed" not in " ".join(report.quantized)
+
+
+def test_the_t5_that_the_host_saves_opens_in_the_host_as_quantized(clip):
+    """Its own int8 product rounds the activations too, which is where the difference comes from."""
+    if host_version()[:2] < (0, 33):
+        pytest.skip("ComfyUI 0.3 reads other formats")
+    import comfy.utils
+
+    quantized, _ = quantize(clip)
+    expected = quantized.encode_from_tokens(TOKENS)
+    # As the node Save CLIP writes it, one file for each encoder.
+    saved = {key: value for key, value in quantized.state_dict_for_saving().items() if key.startswith("t5xxl.")}
+    saved = {key.removeprefix("t5xxl.transformer."): value for key, value in saved.items()}
+    loaded = text_encoders(saved, t5xxl_quantization_metadata=comfy.utils.detect_layer_quantization(saved, ""))
+    assert loaded.patcher.model_size() < clip.patcher.model_size()
+    assert relative(loaded.encode_from_tokens(TOKENS), expected) < 0.06

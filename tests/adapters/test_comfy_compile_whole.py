@@ -71,7 +71,9 @@ def test_a_lora_compiles_nothing_again(model, warm):
     assert report_of(warm).num_compilations == before
 
 
-@pytest.mark.parametrize("scheme", ["int8_weight_only", "int8_dynamic_per_row"])
+@pytest.mark.parametrize(
+    "scheme", ["fp8_dynamic_per_row", "fp8_weight_only", "int8_weight_only", "int8_dynamic_per_row"]
+)
 def test_quantized_models_are_compiled_whole(model, scheme):
     quantized = quantize(model, scheme)
     patcher = compiled(quantized)
