@@ -21,6 +21,10 @@ class Decision:
     measured: block 0 runs. diffs: the estimate of each conditioning, None where there is none.
     """
 
+    # Of the limit: how far below it the forecast of the first reused step must stay; half as far for the second, and so
+    # on. Where few steps are reused, block 0 is little beside the computed ones, and measuring them is worth it.
+    CAUTION = 0.2
+
     def __init__(
         self, run: RunState, caches: Sequence[tuple[ResidualCache, ...]], step: Step, budget: Budget | None
     ) -> None:
@@ -39,7 +43,8 @@ class Decision:
         limit = self._limit()
         if math.isinf(limit):  # a spent budget reuses at any error: with weights that fit, at least
             return False
-        if max(forecasts) >= limit or not self._fit(tokens, streams):
+        hits = max(cache.num_consecutive_hits for caches in self._caches for cache in caches)
+        if max(forecasts) >= (1 - self.CAUTION / (1 + hits)) * limit or not self._fit(tokens, streams):
             return False
         self.measured, self.reuses = False, True
         if self._budget is not None:

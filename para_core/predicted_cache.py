@@ -38,10 +38,11 @@ class PredictedCache(ResidualCache):
     - What that fit leaves over, relative L2, times the ratio of rest's error to first's seen at this run's own
       computed steps (a running geometric mean), is the error to expect. Since a fit can be good by accident, and far
       from the computed steps often is, the estimate is the geometric mean of this error and the plain change.
-    - The estimates that were measured foresee those of later steps (`Forecast`). Where a forecast is below the
-      threshold, block 0 does not run: the polynomial continues `first` as well as `rest`. On the models that this was
-      tried on, reusing without the fit errs by up to 9 % more at the same computed steps; what is saved computes a
-      third more steps at 70 % of block calls saved with 10 blocks. The last steps are measured (`Step.is_last`).
+    - The estimates that were measured foresee those of later steps (`Forecast`). Where a forecast is clearly below the
+      threshold (`Decision.CAUTION`), block 0 does not run: the polynomial continues `first` as well as `rest`. On the
+      models that this was tried on, reusing without the fit errs by up to 9 % more at the same computed steps; what is
+      saved computes a third more steps at 70 % of block calls saved with 10 blocks. The last steps are measured
+      (`Step.is_last`).
     - Of what a step gets wrong the later ones make up for half and more: of one reused step alone 0.3 to 0.5 was left
       in the picture, on trained and on random weights, all along the schedule. Nothing makes up for the last step,
       so its estimate counts more (FINAL_WEIGHT).
