@@ -55,7 +55,9 @@ class Row:
     def run(self, transformer: nn.Module, prompt: str, seed: int) -> None:
         context, pooled = encode(prompt)
         tokens = noise(1, seed)
-        cache = cache_run(transformer, self.config, listener=self.reports.append) if self.config else nullcontext()
+        cache = nullcontext()
+        if self.config:
+            cache = cache_run(transformer, self.config, num_steps=NUM_STEPS, listener=self.reports.append)
         start = time.perf_counter()
         with self._compiled(transformer), cache, torch.no_grad():
             self.latents.append(denoise(transformer, tokens, context, pooled))
