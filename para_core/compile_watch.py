@@ -25,6 +25,7 @@ class CompileWatch:
         self._tell, self._thread, self._watching = tell, 0, False
         self._seconds: list[float] = []
         self._over = threading.Event()
+        self._ticker: threading.Thread | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -71,7 +72,8 @@ class CompileWatch:
         self.since = time.perf_counter()
         self._tell()
         self._over = threading.Event()
-        threading.Thread(target=self._tick, args=(self._over,), daemon=True).start()
+        self._ticker = threading.Thread(target=self._tick, args=(self._over,), daemon=True)
+        self._ticker.start()
 
     def _ended(self, _) -> None:
         if self.since is None or threading.get_ident() != self._thread:
@@ -79,6 +81,9 @@ class CompileWatch:
         self._seconds.append(time.perf_counter() - self.since)
         self.since = None
         self._over.set()
+        if self._ticker is not None:  # its last report must not come behind this one, nor may it keep the run alive
+            self._ticker.join()
+            self._ticker = None
         self._tell()
 
     def _tick(self, over: threading.Event) -> None:

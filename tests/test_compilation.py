@@ -6,6 +6,8 @@ import gc
 import json
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from para_core import compile_watch
 from para_core.compilation import Compilation, compiled_blocks
 from para_core.compile_config import CompileConfig, compile_obstacle
 from para_core.compiled_kind import MAX_SIZES
@@ -106,6 +109,24 @@ def test_compiled_code_goes_with_its_owner():
     assert [kept() for kept in gone] == [None] * len(gone)
 
 
+def test_no_report_of_a_compilation_comes_behind_its_end(monkeypatch):
+    """On a busy machine, the thread that ticks may be in the middle of a report when the compilation ends."""
+    monkeypatch.setattr(compile_watch, "TICK", 0.001)
+    seen = []
+
+    def listener(report):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        seen.append((report.compiling, threading.active_count()))
+
+    before = threading.active_count()
+    model = Toy()
+    with torch.no_grad(), eager().run(model, FAMILY, listener=listener):
+        model(torch.randn(2, 3, 4))
+    assert any(compiling for compiling, _ in seen)
+    assert seen[-1] == (None, before)
+
+
 def test_a_forward_that_another_library_replaced_is_left_and_named():
     model = Toy()
     model.blocks[1].forward = lambda x: x * 2
@@ -173,6 +194,7 @@ import torch
 from pathlib import Path
 from test_compilation import FAMILY, Toy
 from para_core.artifact_cache import ArtifactCache
+from para_core import compile_watch
 from para_core.compilation import Compilation
 from para_core.compile_config import CompileConfig
 

@@ -11,7 +11,7 @@ import torch
 from .channel import POLL, Connection, ConnectionLost, connect
 from .errors import Cancelled, WorkerError, cause_of
 from .protocol import Block, Message, Payload, decode
-from .shared_memory import GrowingBuffer, ReceivedBuffer, SharedMemory
+from .shared_memory import GrowingBuffer, LentAnswers, SharedMemory
 
 
 class Overdue(Exception):
@@ -49,7 +49,7 @@ class Line:
         self._connection: Connection | None = None
         self._owed = False  # an answer to a question that was left
         self._outbox = GrowingBuffer()
-        self._inbox = ReceivedBuffer()
+        self._answers = LentAnswers()
 
     @property
     def is_open(self) -> bool:
@@ -72,7 +72,7 @@ class Line:
         if self._owed:
             self._await(look)
             self._take()
-            self._inbox.settle()
+            self._answers.settle()
         elif self._connected().poll(0):
             raise ConnectionLost("the ranks were lost between two calls")
 
@@ -83,7 +83,7 @@ class Line:
         shared = [_filled(block) for block in message.shared]
         memories = [self._outbox.memory, *shared] if new else shared
         request = {"method": method, "size": message.size, "buffer": self._outbox.memory.size if new else 0}
-        request["shared"] = [memory.size for memory in shared]
+        request |= {"shared": [memory.size for memory in shared], "lent": self._answers.lent()}
         try:
             self._connected().send(request, [memory.descriptor for memory in memories])
             self._owed = True
@@ -95,8 +95,9 @@ class Line:
         if not frame["ok"]:
             rank, error = frame["rank"], frame["error"]
             raise WorkerError(f"rank {rank} raised in {method}: {cause_of(error)}", rank=rank, details=error)
-        result = decode(self._inbox.message(frame["size"]), [], own=torch.clone)
-        self._inbox.settle()
+        answer, ours = self._answers.message(frame["answer"], frame["size"])
+        result = decode(answer, [], own=_itself if ours else torch.clone)
+        self._answers.settle()
         return result
 
     def state(self) -> str:
@@ -114,7 +115,7 @@ class Line:
         self._connection = None
         self._owed = False
         self._outbox.close()
-        self._inbox.close()
+        self._answers.close()
 
     def _await(self, look: Callable[[], None]) -> None:
         while not self._connected().poll(POLL):
@@ -131,7 +132,7 @@ class Line:
         self._outbox.settle()
         self.memory = frame["memory"] or self.memory
         for descriptor in descriptors:
-            self._inbox.replace(SharedMemory.received(descriptor, frame["buffer"]))
+            self._answers.replace(frame["answer"], SharedMemory.received(descriptor, frame["buffer"]))
         if frame.get("leaving"):
             self.close()  # the ranks are out of step: new ones are on their way
         return frame
@@ -141,3 +142,7 @@ def _filled(block: Block) -> SharedMemory:
     memory = SharedMemory.create(block.size)
     block.write(memory.mapped())
     return memory
+
+
+def _itself(piece: torch.Tensor) -> torch.Tensor:
+    return piece

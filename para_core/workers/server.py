@@ -15,7 +15,7 @@ from .channel import Connection, ConnectionLost, Listener
 from .config import WorkerContext
 from .protocol import Message, Payload, decode
 from .root_store import Root
-from .shared_memory import GrowingBuffer, ReceivedBuffer, SharedMemory
+from .shared_memory import Answers, ReceivedBuffer, SharedMemory
 from .status import ABANDONED, FailureWatch, Status, formatted, in_step
 
 
@@ -91,7 +91,7 @@ class Leader(Performer):
         self._incarnation = secrets.token_hex(8)
         self._call = 0
         self._generation = 0
-        self._outbox = GrowingBuffer()
+        self._answers = Answers()
         self._connection: Connection | None = None
         self._watch = FailureWatch(root.control(), grace, self._abandon)
 
@@ -104,7 +104,7 @@ class Leader(Performer):
             try:
                 self._connection.send({"incarnation": self._incarnation, "restarts": restarts, "ranks": self.peers})
                 self.inbox.close()
-                self._outbox.close()
+                self._answers.close()
                 while True:
                     self._serve(*self._connection.receive())
             except ConnectionLost:
@@ -123,9 +123,9 @@ class Leader(Performer):
             block.close()
         self.inbox.settle()
         try:
-            self._answer(answer, statuses)
+            self._answer(answer, statuses, request["lent"])
         finally:
-            self._outbox.settle()
+            self._answers.settle()
             self._call += 1
 
     def _taken(self, request: dict, descriptors: list[int]) -> list[SharedMemory]:
@@ -153,31 +153,32 @@ class Leader(Performer):
         except BaseException as error:
             return None, self.failed(self._call, error)
 
-    def _answer(self, message: Message | None, statuses: list[Status]) -> None:
-        memory = [status.memory_bytes for status in statuses]
+    def _answer(self, message: Message | None, statuses: list[Status], lent: list[int]) -> None:
+        memory_bytes = [status.memory_bytes for status in statuses]
         if any(status.error for status in statuses):
             leaving = not in_step(statuses)
             with self._watch.lock:
                 self._watch.end()
                 rank, error = self.rounds.first_failure(self._call)
-                frame = {"ok": False, "rank": rank, "error": error, "memory": memory, "leaving": leaving}
+                frame = {"ok": False, "rank": rank, "error": error, "memory": memory_bytes, "leaving": leaving}
                 try:
                     self._connection.send(frame)
                 finally:  # also where the client is gone
                     if leaving:
                         os._exit(ABANDONED)
             return
-        buffer, new = self._outbox.reserve(message.size)
+        number, buffer, memory = self._answers.reserve(message.size, lent)
         message.write(buffer)
         with self._watch.lock:
             self._watch.end()
             frame = {
                 "ok": True,
                 "size": message.size,
-                "memory": memory,
-                "buffer": self._outbox.memory.size if new else 0,
+                "memory": memory_bytes,
+                "answer": number,
+                "buffer": memory.size if memory else 0,
             }
-            self._connection.send(frame, [self._outbox.memory.descriptor] if new else None)
+            self._connection.send(frame, [memory.descriptor] if memory else None)
 
     def _abandon(self, rank: int, error: str) -> None:
         # The client may be gone; this process ends in any case.

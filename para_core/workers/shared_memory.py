@@ -6,15 +6,20 @@ On Linux it is a memfd; where there is none (macOS), a file in the temporary fol
 from __future__ import annotations
 
 import fcntl
+import itertools
 import mmap
 import os
 import tempfile
+import weakref
+from collections.abc import Collection
 
 import torch
 
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.name == "posix" and hasattr(os, "memfd_create") else 0)
 KEPT = 1 << 30  # bytes; a larger buffer serves one message
 SMALLEST = 1 << 16
+WORTH_LENDING = 1 << 20  # bytes; a smaller answer is copied
+MAX_LENT = 3  # answers; samplers of high order keep that many results of the model
 
 
 class SharedMemory:
@@ -157,3 +162,69 @@ class ReceivedBuffer(Buffer):
         if self._private is None or not self._private.forgets_writes():
             self._private = PrivateMapping(memory)
         return self._private.tensor
+
+
+class Answers:
+    """The memory of answers, at the end that writes them: one that the reader still uses is left alone."""
+
+    def __init__(self) -> None:
+        self._buffers: list[GrowingBuffer] = []
+
+    def reserve(self, size: int, lent: Collection[int]) -> tuple[int, torch.Tensor, SharedMemory | None]:
+        """A number that is not lent, a uint8 tensor of at least size bytes, and its memory where the reader has none.
+
+        lent: the numbers that the reader still uses.
+        """
+        number = next(number for number in itertools.count() if number not in lent)
+        self._buffers += (GrowingBuffer() for _ in range(len(self._buffers), number + 1))
+        buffer = self._buffers[number]
+        tensor, new = buffer.reserve(size)
+        return number, tensor, buffer.memory if new else None
+
+    def settle(self) -> None:
+        for buffer in self._buffers:
+            buffer.settle()
+
+    def close(self) -> None:
+        for buffer in self._buffers:
+            buffer.close()
+        self._buffers.clear()
+
+
+class LentAnswers:
+    """The reader's end of Answers: large ones are handed out where they lie, as long as their tensors live."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, ReceivedBuffer] = {}
+        self._readers: dict[int, weakref.ref] = {}
+
+    def lent(self) -> list[int]:
+        """The numbers whose tensors live."""
+        self._readers = {number: reader for number, reader in self._readers.items() if reader() is not None}
+        return list(self._readers)
+
+    def replace(self, number: int, memory: SharedMemory) -> None:
+        self._buffers.setdefault(number, ReceivedBuffer()).replace(memory)
+
+    def message(self, number: int, size: int) -> tuple[torch.Tensor, bool]:
+        """(size,) uint8, and whether it is the caller's to keep and to write to; else it is until the next answer.
+
+        Raises ValueError where the peer announces more than it has sent.
+        """
+        message = self._buffers.get(number, ReceivedBuffer()).message(size)
+        if size < WORTH_LENDING or len(self.lent()) >= MAX_LENT:
+            return message, False
+        reader = message.numpy()[:]  # an object of its own, which the tensors' storage keeps alive
+        self._readers[number] = weakref.ref(reader)
+        with torch.inference_mode(False):
+            return torch.from_numpy(reader), True
+
+    def settle(self) -> None:
+        for buffer in self._buffers.values():
+            buffer.settle()
+
+    def close(self) -> None:
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+        self._readers.clear()

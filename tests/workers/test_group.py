@@ -48,6 +48,20 @@ def test_call_runs_in_inference_mode_on_every_rank(group):
     assert [rank, world_size, device, inference] == [0, 2, "cpu", True]
 
 
+def test_results_are_the_caller_s_to_keep_and_to_write_to(group):
+    kept = []
+    for number in range(6):
+        given = torch.full((600, 700), float(number))
+        kept.append(group.call("echo", {"x": given, "small": [given[:2, :2]]}))
+        kept[-1]["x"] += 10
+        del given
+    group.call("echo", torch.zeros(600, 700))
+    for number, result in enumerate(kept):
+        assert not result["x"].is_inference() or torch.is_inference_mode_enabled()
+        assert torch.equal(result["x"], torch.full((600, 700), number + 10.0))
+        assert torch.equal(result["small"][0], torch.full((2, 2), float(number)))
+
+
 def test_borrowed_tensors_are_each_rank_s_own(group):
     sent = torch.arange(300_000.0)  # more than one page
     for factor in (1, 3):

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from para_core.workers import shared_memory
-from para_core.workers.shared_memory import KEPT, GrowingBuffer, ReceivedBuffer, SharedMemory
+from para_core.workers.shared_memory import (
+    KEPT,
+    MAX_LENT,
+    WORTH_LENDING,
+    Answers,
+    GrowingBuffer,
+    LentAnswers,
+    ReceivedBuffer,
+    SharedMemory,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors are passed on POSIX systems only")
 
@@ -109,3 +118,50 @@ def test_a_buffer_of_inference_mode_is_written_to_outside_of_it():
     tensor[:4].copy_(torch.arange(4, dtype=torch.uint8))
     assert not new and tensor[:4].tolist() == [0, 1, 2, 3]
     buffer.close()
+
+
+def answer(answers, lent, size, value):
+    """One answer of `size` bytes, all of them `value`, on its way to the reader: (what it reads, its to keep)."""
+    number, buffer, memory = answers.reserve(size, lent.lent())
+    buffer[:size] = value
+    if memory is not None:
+        lent.replace(number, SharedMemory.received(os.dup(memory.descriptor), memory.size))
+    return lent.message(number, size)
+
+
+def test_answers_stay_as_long_as_somebody_looks_at_them(kind):
+    answers, lent = Answers(), LentAnswers()
+    kept = [answer(answers, lent, WORTH_LENDING, value) for value in range(MAX_LENT + 2)]
+    assert [ours for _, ours in kept] == [True] * MAX_LENT + [False] * 2, "the rest is for the reader to copy"
+    kept = [message[1:].view(torch.int8)[::2] for message, _ in kept[:MAX_LENT]]  # a view keeps it too
+    kept[0] += 50
+    for round_ in range(3):
+        assert [int(view[0]) for view in kept] == [50, 1, 2]
+        assert all(view.eq(view[0]).all() for view in kept)
+        assert not answer(answers, lent, WORTH_LENDING, 100 + round_)[1]
+    answers.close()
+    lent.close()
+    assert int(kept[2].sum()) == 2 * len(kept[2]), "and longer than the line"
+
+
+def test_answers_come_in_the_same_memory_when_nobody_looks():
+    answers, lent = Answers(), LentAnswers()
+    addresses = set()
+    for value in range(5):
+        message, ours = answer(answers, lent, 2 * WORTH_LENDING, value)
+        assert ours and int(message[-1]) == value
+        addresses.add(message.data_ptr())
+        del message
+    assert len(addresses) == 1 and lent.lent() == []
+    assert not answer(answers, lent, WORTH_LENDING - 1, 9)[1], "small ones are copied"
+
+
+def test_a_very_large_answer_is_given_back_by_both_ends(monkeypatch):
+    monkeypatch.setattr(shared_memory, "KEPT", 1 << 20)
+    answers, lent = Answers(), LentAnswers()
+    for value in range(3):
+        message, ours = answer(answers, lent, (1 << 20) + 1, value)
+        assert ours
+        answers.settle()
+        lent.settle()
+        assert int(message[-1]) == value
