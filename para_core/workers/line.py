@@ -10,7 +10,7 @@ import torch
 
 from .channel import POLL, Connection, ConnectionLost, connect
 from .errors import Cancelled, WorkerError, cause_of
-from .protocol import Block, Message, Payload, decode
+from .protocol import Block, Message, Payload, as_it_lies, decode
 from .shared_memory import GrowingBuffer, LentAnswers, SharedMemory
 
 
@@ -96,7 +96,7 @@ class Line:
             rank, error = frame["rank"], frame["error"]
             raise WorkerError(f"rank {rank} raised in {method}: {cause_of(error)}", rank=rank, details=error)
         answer, ours = self._answers.message(frame["answer"], frame["size"])
-        result = decode(answer, [], own=_itself if ours else torch.clone)
+        result = decode(answer, [], own=as_it_lies if ours else torch.clone)
         self._answers.settle()
         return result
 
@@ -142,7 +142,3 @@ def _filled(block: Block) -> SharedMemory:
     memory = SharedMemory.create(block.size)
     block.write(memory.mapped())
     return memory
-
-
-def _itself(piece: torch.Tensor) -> torch.Tensor:
-    return piece

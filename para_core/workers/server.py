@@ -13,7 +13,7 @@ import torch
 from .calls import Memories, Rounds
 from .channel import Connection, ConnectionLost, Listener
 from .config import WorkerContext
-from .protocol import Message, Payload, decode
+from .protocol import Message, Payload, as_it_lies, decode
 from .root_store import Root
 from .shared_memory import Answers, ReceivedBuffer, SharedMemory
 from .status import ABANDONED, FailureWatch, Status, formatted, in_step
@@ -37,7 +37,7 @@ class Performer:
     def perform(self, method: str, message: torch.Tensor, shared: list[torch.Tensor]) -> Payload:
         device = self.context.device
         if self.borrows(method):
-            own = _itself
+            own = as_it_lies
         else:
             own = torch.clone if device.type == "cpu" else lambda piece: piece.to(device)
         payload = decode(message, shared, own=own)
@@ -59,10 +59,6 @@ class Performer:
         if out_of_memory and self.context.device.type == "cuda":
             torch.cuda.empty_cache()
         return Status.now(self.context.rank, self.context.device, text)
-
-
-def _itself(piece: torch.Tensor) -> torch.Tensor:
-    return piece
 
 
 class Follower(Performer):

@@ -164,11 +164,28 @@ class ReceivedBuffer(Buffer):
         return self._private.tensor
 
 
-class Answers:
-    """The memory of answers, at the end that writes them: one that the reader still uses is left alone."""
+class Shelf:
+    """Buffers by number, the same at both ends after each message."""
 
     def __init__(self) -> None:
-        self._buffers: list[GrowingBuffer] = []
+        self._buffers: dict[int, Buffer] = {}
+
+    def settle(self) -> None:
+        """After a message: both ends give back what is too much to keep, the highest numbers first."""
+        kept = 0
+        for _, buffer in sorted(self._buffers.items()):
+            if buffer.memory is not None and kept + buffer.memory.size > KEPT:
+                buffer.close()
+            kept += 0 if buffer.memory is None else buffer.memory.size
+
+    def close(self) -> None:
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+
+
+class Answers(Shelf):
+    """The memory of answers, at the end that writes them: one that the reader still uses is left alone."""
 
     def reserve(self, size: int, lent: Collection[int]) -> tuple[int, torch.Tensor, SharedMemory | None]:
         """A number that is not lent, a uint8 tensor of at least size bytes, and its memory where the reader has none.
@@ -176,26 +193,16 @@ class Answers:
         lent: the numbers that the reader still uses.
         """
         number = next(number for number in itertools.count() if number not in lent)
-        self._buffers += (GrowingBuffer() for _ in range(len(self._buffers), number + 1))
-        buffer = self._buffers[number]
+        buffer = self._buffers.setdefault(number, GrowingBuffer())
         tensor, new = buffer.reserve(size)
         return number, tensor, buffer.memory if new else None
 
-    def settle(self) -> None:
-        for buffer in self._buffers:
-            buffer.settle()
 
-    def close(self) -> None:
-        for buffer in self._buffers:
-            buffer.close()
-        self._buffers.clear()
-
-
-class LentAnswers:
+class LentAnswers(Shelf):
     """The reader's end of Answers: large ones are handed out where they lie, as long as their tensors live."""
 
     def __init__(self) -> None:
-        self._buffers: dict[int, ReceivedBuffer] = {}
+        super().__init__()
         self._readers: dict[int, weakref.ref] = {}
 
     def lent(self) -> list[int]:
@@ -219,12 +226,6 @@ class LentAnswers:
         with torch.inference_mode(False):
             return torch.from_numpy(reader), True
 
-    def settle(self) -> None:
-        for buffer in self._buffers.values():
-            buffer.settle()
-
     def close(self) -> None:
-        for buffer in self._buffers.values():
-            buffer.close()
-        self._buffers.clear()
+        super().close()
         self._readers.clear()

@@ -165,3 +165,22 @@ def test_a_very_large_answer_is_given_back_by_both_ends(monkeypatch):
         answers.settle()
         lent.settle()
         assert int(message[-1]) == value
+
+
+def test_answers_that_are_kept_have_a_bound_together(monkeypatch):
+    monkeypatch.setattr(shared_memory, "KEPT", 5 * WORTH_LENDING)
+    answers, lent = Answers(), LentAnswers()
+
+    def round_():
+        """Three answers at once; the sizes that both ends have kept when they are gone."""
+        taken = []
+        for value in range(3):
+            taken.append(answer(answers, lent, 2 * WORTH_LENDING, value)[0])
+            answers.settle()
+            lent.settle()
+        assert [int(message[-1]) for message in taken] == [0, 1, 2]
+        ends = [[buffer.memory.size for buffer in end._buffers.values() if buffer.memory] for end in (answers, lent)]
+        assert ends[0] == ends[1]
+        return ends[0]
+
+    assert round_() == round_() == [2 * WORTH_LENDING] * 2
