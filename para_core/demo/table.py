@@ -27,6 +27,7 @@ from .sampling import NUM_STEPS, decode, denoise, noise
 from .scene import Scene
 from .weights import DEPTH, DEPTH_SINGLE
 
+WARM_UP_STEPS = 3
 NUM_BLOCK_CALLS = NUM_STEPS * (DEPTH + DEPTH_SINGLE)
 
 
@@ -52,15 +53,15 @@ class Row:
     compilation: Compilation | None = None
     num_ranks: int = 1
 
-    def run(self, transformer: nn.Module, prompt: str, seed: int) -> None:
+    def run(self, transformer: nn.Module, prompt: str, seed: int, num_steps: int = NUM_STEPS) -> None:
         context, pooled = encode(prompt)
         tokens = noise(1, seed)
         cache = nullcontext()
         if self.config:
-            cache = cache_run(transformer, self.config, num_steps=NUM_STEPS, listener=self.reports.append)
+            cache = cache_run(transformer, self.config, num_steps=num_steps, listener=self.reports.append)
         start = time.perf_counter()
         with self._compiled(transformer), cache, torch.no_grad():
-            self.latents.append(denoise(transformer, tokens, context, pooled))
+            self.latents.append(denoise(transformer, tokens, context, pooled, num_steps))
         self.seconds.append(time.perf_counter() - start)
 
     def _compiled(self, transformer: nn.Module) -> AbstractContextManager:
@@ -91,10 +92,11 @@ def run_rows(rows: Sequence[Row], transformer: nn.Module, autoencoder: nn.Module
         elif row.scheme is not None:
             row.quantization = next(other.quantization for other in rows if other.scheme == row.scheme)
     for model in models.values():
-        Row("warm-up").run(model, prompts[0], 0)
+        Row("warm-up").run(model, prompts[0], 0, WARM_UP_STEPS)
     for row in rows:
         if row.compilation is not None:
-            Row("warm-up", row.config, compilation=row.compilation).run(models[row.scheme], prompts[0], 0)
+            warm_up = Row("warm-up", row.config, compilation=row.compilation)
+            warm_up.run(models[row.scheme], prompts[0], 0, WARM_UP_STEPS)
     for number, prompt in enumerate(tqdm(prompts, desc=f"{len(rows)} rows on {len(prompts)} prompts", unit="prompt")):
         for row in rows:
             if row.num_prompts is None or number < row.num_prompts:
