@@ -231,6 +231,23 @@ def test_what_the_ranks_cannot_do_is_refused_in_one_line(server):
         server.run_workflow(spread(server, num_devices=3, devices="cpu, cpu"))
 
 
+def test_stop_while_the_ranks_start(server):
+    server.request("/para/ranks/stop", {})
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(server.run_workflow, spread(server, steps=4, seed=60))
+        end = time.monotonic() + 60
+        while not (shown := ranks(server)):
+            assert time.monotonic() < end and not future.done()
+        assert [rank["state"] for rank in shown] == ["starting", "starting"]
+        stopped = time.monotonic()
+        server.request("/para/ranks/stop", {})
+        assert ranks(server) == []
+        with pytest.raises(HostError, match="the group is closed"):
+            future.result()
+        assert time.monotonic() - stopped < 3
+    assert server.run_workflow(spread(server, steps=4, seed=61)).images
+
+
 def test_parallel_decode_gives_the_same_picture(server):
     prompt = demo(server, KSampler={"seed": 30})
     decoder = prompt[key_of(prompt, "VAEDecode")]

@@ -25,6 +25,7 @@ from pathlib import Path
 from .protocol import MAX_SHARED
 
 MAX_FRAME = 1 << 18
+TAKEN = {"taken": True}  # the frame to a client beside the one that is served
 MAX_HANDSHAKES = 32  # at once; the oldest gives way
 HANDSHAKE_TIMEOUT = 5.0
 POLL = 0.05  # seconds between two looks at whether waiting is still wanted
@@ -80,6 +81,16 @@ class Connection:
             raise ConnectionLost("the connection is closed") from error
         return bool(poller.poll(seconds * 1000))
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether either end has closed it; what the peer sent before may still be there to receive."""
+        poller = select.poll()
+        try:
+            poller.register(self.line, 0)  # of a hang-up poll() tells in any case
+        except ValueError:
+            return True
+        return bool(poller.poll(0))
+
     def close(self) -> None:
         self.line.close()
 
@@ -98,15 +109,18 @@ class Connection:
 
 
 class Listener:
-    """Rank 0's end: connections that proved to know the key come out of accept(), in their order.
+    """Rank 0's end: connections that proved to know the key come out of accept(), one at a time.
 
-    Garbage, silence and wrong proofs cost a short-lived thread each and nothing else.
+    While one is there, others get TAKEN. Garbage, silence and wrong proofs cost a short-lived thread each and nothing
+    else.
     """
 
     def __init__(self, path: Path, key: bytes) -> None:
         self._key = key
         self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self._handshakes: list[socket.socket] = []
+        self._latest: Connection | None = None  # that was handed out or waits for it
+        self._lock = threading.Lock()
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of a rank 0 that was killed
         self._socket = socket.socket(socket.AF_UNIX)
@@ -140,10 +154,21 @@ class Listener:
         except OSError:
             line.close()
         else:
-            self._accepted.put(Connection(line))
+            self._admit(Connection(line))
         finally:
             with contextlib.suppress(ValueError):
                 self._handshakes.remove(line)
+
+    def _admit(self, connection: Connection) -> None:
+        with self._lock:
+            free = self._latest is None or self._latest.hung_up
+            if free:
+                self._latest = connection
+                self._accepted.put(connection)
+        if not free:
+            with contextlib.suppress(ConnectionLost):
+                connection.send(TAKEN)
+            connection.close()
 
 
 def connect(path: Path, key: bytes, look: Callable[[], None] = lambda: None) -> Connection:

@@ -36,21 +36,31 @@ class WorkerGroup:
         self._losses = losses
         self._local = local
         self._lock = threading.RLock()
+        self._closing = threading.RLock()
         self._recovered: str | None = None  # the incarnation of the ranks that has the session's state
         self._recovering = False
         self._closed = False
         atexit.register(self.close)
 
     @classmethod
-    def start(cls, config: GroupConfig, *, cancelled: Callable[[], bool] | None = None) -> WorkerGroup:
+    def start(
+        cls,
+        config: GroupConfig,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        made: Callable[[WorkerGroup], None] | None = None,
+    ) -> WorkerGroup:
         """Starts the ranks and returns when all are ready, in some seconds: each imports torch.
 
-        Raises WorkerError where a rank does not start, with what it wrote; what `cancelled` raises, or Cancelled.
-        Nothing is left of the group then.
+        made: given the group before its ranks are ready, when only its state() and close() are of use.
+        Raises WorkerError where a rank does not start, with what it wrote, or the group is closed meanwhile; what
+        `cancelled` raises, or Cancelled. Nothing is left of the group then.
         """
         local = LocalGroup(config)
         line = Line(local.directory.socket, local.directory.key())
         group = cls(line, Losses(local, config.max_restarts), config, local)
+        if made is not None:
+            made(group)
         group._join(cancelled)
         return group
 
@@ -94,7 +104,7 @@ class WorkerGroup:
                 except ConnectionLost as lost:
                     self._line.close()
                     if self._closed:
-                        raise WorkerError("the group is closed; start another one") from lost
+                        raise _closed() from lost
                     if self._recovering:
                         raise  # to the call that recovers, which begins again
                     self._or_close(self._losses.count, lost)
@@ -104,14 +114,18 @@ class WorkerGroup:
         return describe(self._line, self._losses, self._local if self.alive else None, alive=self.alive)
 
     def close(self) -> None:
-        """Ends the ranks of a group that was started here; leaves one that was attached to its owner."""
-        if self._closed:
-            return
-        self._closed = True
-        atexit.unregister(self.close)
-        self._line.close()
-        if self._local is not None:
-            self._local.close()
+        """Ends the ranks of a group that was started here; leaves one that was attached to its owner.
+
+        What another thread waits for in a call ends with a WorkerError.
+        """
+        with self._closing:  # a second caller returns when nothing is left, too
+            if self._closed:
+                return
+            self._closed = True
+            atexit.unregister(self.close)
+            self._line.close()
+            if self._local is not None:
+                self._local.close()
 
     def _join(self, cancelled: Callable[[], bool] | None) -> None:
         try:
@@ -129,7 +143,7 @@ class WorkerGroup:
             look()
         try:
             if self._closed:
-                raise WorkerError("the group is closed; start another one")
+                raise _closed()
             yield
         finally:
             self._lock.release()
@@ -175,6 +189,8 @@ class WorkerGroup:
 
         def wait() -> None:
             look()
+            if self._closed:  # by another thread
+                raise _closed()
             self._or_close(self._losses.check_start)
             if time.monotonic() > deadline:
                 self.close()
@@ -191,7 +207,9 @@ class WorkerGroup:
     def _or_close(self, check: Callable[..., None], *arguments: object) -> None:
         try:
             check(*arguments)
-        except WorkerError:
+        except (WorkerError, FileNotFoundError):
+            if self._closed:  # meanwhile, by another thread: no rank is to blame, and the group's files are gone
+                raise _closed() from None
             self.close()
             raise
 
@@ -205,6 +223,10 @@ class WorkerGroup:
         return WorkerError(f"no answer to {method} within {timeout:g} s; the ranks are replaced", details=details)
 
 
+def _closed() -> WorkerError:
+    return WorkerError("the group is closed; start another one")
+
+
 def attach(
     address: str | os.PathLike,
     *,
@@ -214,7 +236,8 @@ def attach(
 ) -> WorkerGroup:
     """A client of the group that the user started with torchrun; see __main__.py.
 
-    address: the socket of its rank 0, on this machine; the key lies beside it. Raises ValueError where there is none.
+    address: the socket of its rank 0, on this machine; the key lies beside it. Raises ValueError where there is none,
+    and WorkerError where the group has another client.
     """
     path = Path(address)
     key = path.with_name(f"{path.name}.key")

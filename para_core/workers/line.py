@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .channel import POLL, Connection, ConnectionLost, connect
+from .channel import POLL, TAKEN, Connection, ConnectionLost, connect
 from .errors import Cancelled, WorkerError, cause_of
 from .protocol import Block, Message, Payload, as_it_lies, decode
 from .shared_memory import GrowingBuffer, LentAnswers, SharedMemory
@@ -56,12 +56,18 @@ class Line:
         return self._connection is not None
 
     def open(self, look: Callable[[], None]) -> None:
-        """Raises OSError where no rank 0 listens yet."""
+        """Raises OSError where no rank 0 listens yet, WorkerError where it has another client."""
         connection = connect(self.address, self._key, look)
         try:
             while not connection.poll(POLL):
                 look()
-            self.hello, _ = connection.receive()
+            hello, _ = connection.receive()
+            if hello == TAKEN:
+                raise WorkerError(
+                    f"the group at {self.address} has another client, and can have one only; let it go there (Stop "
+                    "all in its panel, or end that program), or start a group of your own"
+                )
+            self.hello = hello
         except BaseException:
             connection.close()
             raise

@@ -37,6 +37,12 @@ def test_call_reaches_both_machines(attached):
     assert [rank["state"] for rank in state["ranks"]] == ["idle", "idle"]
 
 
+def test_second_client_is_refused_at_once_and_the_first_goes_on(attached):
+    with pytest.raises(WorkerError, match="has another client"):
+        attach(attached.address)
+    assert attached.call("echo", 1) == 1
+
+
 def test_only_the_user_can_read_key_and_socket(attached):
     for path in (attached.address, attached.address.with_name("group.sock.key")):
         assert path.stat().st_mode & 0o077 == 0

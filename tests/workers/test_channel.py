@@ -12,7 +12,7 @@ import time
 import pytest
 
 from para_core.workers import channel
-from para_core.workers.channel import MAX_FRAME, Connection, ConnectionLost, Listener, connect
+from para_core.workers.channel import MAX_FRAME, TAKEN, Connection, ConnectionLost, Listener, connect
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Unix-domain sockets")
 KEY = b"k" * 32
@@ -77,6 +77,35 @@ def test_server_with_another_key_is_refused(tmp_path):
     threading.Thread(target=answer, daemon=True).start()
     with pytest.raises(ConnectionLost, match="does not know the key"):
         connect(tmp_path / "socket", KEY)
+
+
+def test_second_client_is_told_that_there_is_one_until_it_is_gone(served):
+    path, listener = served
+    first = connect(path, KEY)
+    server = listener.accept()
+    second = connect(path, KEY)
+    assert second.poll(5) and second.receive() == (TAKEN, [])
+    first.send({"still": "there"})
+    assert server.receive() == ({"still": "there"}, [])
+    first.send({"the": "last"})
+    first.close()
+    third = connect(path, KEY)
+    assert listener.accept().send({"hello": 3}) is None and third.receive() == ({"hello": 3}, [])
+    assert server.receive() == ({"the": "last"}, [])  # rank 0 may still be at work for one that is gone
+    third.close()
+
+
+def test_client_that_left_before_it_was_served_keeps_no_place(served):
+    path, listener = served
+    connect(path, KEY).close()
+    while not listener._latest.hung_up:
+        time.sleep(0.01)
+    second = connect(path, KEY)
+    with pytest.raises(ConnectionLost):
+        listener.accept().receive()
+    listener.accept().send({"hello": 2})
+    assert second.receive() == ({"hello": 2}, [])
+    second.close()
 
 
 def test_silent_peers_block_nobody_and_are_shown_out(served, monkeypatch):

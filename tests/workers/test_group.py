@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from para_core.workers import Cancelled, Shared, WorkerError
+from para_core.workers import Cancelled, Shared, WorkerError, WorkerGroup
 
 
 @pytest.fixture
@@ -153,6 +153,21 @@ def test_rank_that_cannot_even_start_is_one_error(start, tmp_path):
     with pytest.raises(WorkerError, match="did not start|was lost") as caught:
         start(environment={"PYTHONPATH": str(tmp_path)})
     assert "a torch that is none" in str(caught.value)
+
+
+def test_group_that_is_closed_by_another_thread_while_its_ranks_start(group_config):
+    made, shown = [], []
+
+    def close_soon(group):
+        made.append(group)
+        threading.Timer(0.5, lambda: (shown.append(group.state()), group.close())).start()
+
+    begun = time.monotonic()
+    with pytest.raises(WorkerError, match="^the group is closed"):
+        WorkerGroup.start(group_config(), made=close_soon)
+    assert time.monotonic() - begun < 4  # ready after about as long
+    assert [rank["state"] for rank in shown[0]["ranks"]] == ["starting", "starting"]
+    assert not made[0].alive and not made[0].address.parent.exists()
 
 
 def test_state_shows_each_rank(group):
