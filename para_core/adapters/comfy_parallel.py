@@ -27,6 +27,7 @@ from .comfy_stand_in import DIFFUSION_MODEL, PARALLEL, twin_of
 
 logger = logging.getLogger(__name__)
 NAME = PARALLEL
+FOREIGN_COMPILE = {"torch.compile"}  # the host's key of what exchanges the diffusion model for a compiled one
 HEADS = ("num_heads", "n_heads", "n_local_heads", "heads", "num_attention_heads")
 
 
@@ -110,15 +111,22 @@ def _outer_sample(executor, noise, *args, **kwargs):
     memory, _ = comfy.sampler_helpers.estimate_memory(twin, noise.shape, guider.conds)
     session.start_run({**names, "mesh": list(mesh.sizes), "memory": memory / mesh.world_size})
     session.mesh = str(mesh)
-    logger.info("Context parallel on %s ranks: %s", mesh.world_size, mesh)
-    if option.listener is not None:
-        option.listener(f"{mesh.world_size} ranks: {mesh}")
+    _say(option, f"{mesh.world_size} ranks: {mesh}")
     guider.model_patcher = twin
     try:
-        return executor(noise, *args, **kwargs)
+        samples = executor(noise, *args, **kwargs)
+        if not session.asked:
+            _say(option, "The ranks were not asked: another node runs the model itself.", logging.WARNING)
+        return samples
     finally:
         guider.model_patcher = model
         session.end_run(keep=option.config.keep_loaded)
+
+
+def _say(option: ParallelOption, text: str, level: int = logging.INFO) -> None:
+    logger.log(level, "Context parallel: %s", text)
+    if option.listener is not None:
+        option.listener(text)
 
 
 def unload(model: ModelPatcher) -> None:
@@ -167,15 +175,21 @@ def _refuse_combinations(guider: object, option: ParallelOption) -> None:
         )
 
 
+def _wrapper_keys(model: ModelPatcher) -> set[str]:
+    """Of what runs around a model call, where the diffusion model could be exchanged."""
+    return {key for key, found in model.wrappers.get(WRAPPERS.APPLY_MODEL, {}).items() if found}
+
+
 def _refuse(model: ModelPatcher) -> None:
     """Raise ValueError for what is on the MODEL that the ranks could not do."""
     foreign = [
         name
         for name, found in model.object_patches.items()
-        if name.startswith(DIFFUSION_MODEL) and not isinstance(found, QuantizedLinear)
+        if f"{name}.".startswith(DIFFUSION_MODEL) and not isinstance(found, QuantizedLinear)
     ]
     reasons = {
         f"another node exchanges parts of the model ({', '.join(foreign[:3])})": foreign,
+        "another node compiles it (torch.compile; use Compile Model)": _wrapper_keys(model) & FOREIGN_COMPILE,
         "a scheduled LoRA or another weight hook changes it while sampling": model.hook_patches,
         "another node injects code into it": model.injections,
         "MultiGPU CFG Split shares it out already": model.additional_models.get("multigpu"),

@@ -22,11 +22,12 @@ from ..compile_report import Compiled, CompileReport
 from ..workers import GroupConfig, Shared, WorkerError
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
+from .comfy_kept_calls import KeptCalls, on_cpu
 from .comfy_options import KEY
 from .comfy_quantization import quantized_weights
 from .comfy_rank_models import quantized_to
 from .comfy_stand_in import DIFFUSION_MODEL, RemoteCall
-from .comfy_travel import pack, received, recipe_of, sendable, sendable_options
+from .comfy_travel import pack_to_send, received, recipe_of, sendable, sendable_options
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,12 @@ class Group(Protocol):
 class Run:
     """One sampling run on the ranks. begun: the payload of `begin`, None before the first model call.
 
-    calls: payloads of the calls so far, kept only where a later call depends on them (the first-block cache).
+    calls: those so far on which later ones depend; None without the cache.
     """
 
     settings: dict
     begun: dict | None = None
-    calls: list[dict] = field(default_factory=list)
+    calls: KeptCalls | None = None
     keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
     compile: CompileOption | None = None
 
@@ -78,6 +79,11 @@ class Session:
     @property
     def world_size(self) -> int:
         return len(self.group.config.devices)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the present run has called the model."""
+        return self._run is not None and self._run.begun is not None
 
     def prepare(self, model: ModelPatcher) -> dict:
         """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
@@ -124,6 +130,7 @@ class Session:
             "options": sendable_options(options),
             "cache": None if call is None else self._run.cache_payload(call),
         }
+        payload = payload if call is None else on_cpu(payload)  # it is kept
         if self._run.begun is None:
             cache: CacheRun | None = getattr(options.get(KEY, {}).get("run"), "cache", None)
             self._run.compile = options.get(KEY, {}).get(COMPILE)
@@ -133,12 +140,13 @@ class Session:
             }
             self._ask("begin", begin)
             self._run.begun = begin
+            self._run.calls = None if cache is None else KeptCalls(cache.config)
         answer = self._ask("forward", payload)
         self._tell_compiled(answer)
         if call is not None:
-            self._run.calls.append(payload)
             for name, value in answer["cache"].items():
                 setattr(call, name, value)
+            self._run.calls.add(payload, call)
         return _on(args[0].device if isinstance(args[0], Tensor) else args[0][0].device, received(answer["output"]))
 
     def end_run(self, *, keep: bool) -> None:
@@ -178,13 +186,9 @@ class Session:
         name = self._names.setdefault(model, uuid.uuid4().hex)
         if any(payload.get("model") == name for payload in self._prepared.values()):
             return {"model": name}
-        try:
-            packed, tensors = pack(model)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"this model ({type(model).__name__}) cannot go to other processes: {error}. "
-                "Load it with ComfyUI's own loader, or do without the other processes."
-            ) from error
+        packed, tensors = pack_to_send(
+            model, f"this model ({type(model).__name__})", "Load it with ComfyUI's own loader"
+        )
         return {"model": name, "recipe": None, "module": packed, "tensors": Shared(tensors)}
 
     def _prepare(self, method: str, payload: dict) -> None:
@@ -205,9 +209,9 @@ class Session:
         self._configure()
         for method, payload in self._prepared.items():
             self.group.call(method, payload, cancelled=cancelled)
-        if self._run is not None and self._run.begun is not None:
+        if self.asked:
             self.group.call("begin", self._run.begun, cancelled=cancelled)
-            for payload in self._run.calls:
+            for payload in self._run.calls.payloads() if self._run.calls is not None else ():
                 self.group.call("forward", payload, cancelled=cancelled)
 
 
@@ -223,7 +227,7 @@ def cancelled() -> bool:
 
 def _patch_payload(model: ModelPatcher) -> dict:
     own = {name: found for name, found in model.patches.items() if name.startswith(DIFFUSION_MODEL)}
-    packed, tensors = pack(own)
+    packed, tensors = pack_to_send(own, "a LoRA or another patch of the weights", "Remove it")
     return {
         "patches": packed,
         "patch_tensors": tensors,

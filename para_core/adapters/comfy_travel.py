@@ -65,6 +65,16 @@ def pack(value: object) -> tuple[bytes, list[Tensor]]:
     return file.getvalue(), pickler.tensors
 
 
+def pack_to_send(value: object, name: str, remedy: str) -> tuple[bytes, list[Tensor]]:
+    """`pack` for the ranks. Raises ValueError for what cannot go there, by the name and with the remedy given."""
+    try:
+        return pack(value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{name} cannot go to other processes: {error}. {remedy}, or do without the other processes."
+        ) from error
+
+
 def unpack(packed: bytes, tensors: list[Tensor]) -> object:
     """What `pack` was given, over `tensors`."""
     return WithTensors(io.BytesIO(packed), tensors).load()

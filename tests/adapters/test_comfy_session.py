@@ -139,3 +139,117 @@ def test_a_group_that_restarted_is_brought_to_where_it_was(elsewhere, decision):
     group.call = dies_at_the_sixth
     assert torch.equal(sample(cached, FLUX, steps=8, cfg=4.0), expected)
     assert group.calls.count("load") == 2
+
+
+@pytest.mark.parametrize(("decision", "num_made_again"), [("first_block", 2), ("prediction", 5)])
+def test_of_a_run_only_the_calls_are_made_again_that_the_cache_depends_on(elsewhere, decision, num_made_again):
+    group, model = elsewhere.group, build(FLUX)
+    cached = fbcache(elsewhere(model), 100.0, decision=decision)
+    expected = sample(cached, FLUX, steps=8, cfg=4.0)
+    original, numbers = group.call, iter(range(1000))
+
+    def dies_at_the_sixth(method, payload, **settings):
+        if method == "forward" and next(numbers) == 5:
+            group.calls.clear()
+            group.recover()
+            assert group.calls.count("forward") == num_made_again
+        return original(method, payload, **settings)
+
+    group.call = dies_at_the_sixth
+    assert torch.equal(sample(cached, FLUX, steps=8, cfg=4.0), expected)
+
+
+@pytest.mark.parametrize(("order", "max_hits"), [(0, 0), (0, 2), (1, 2), (2, 3)])
+def test_a_restart_at_any_call_changes_nothing(elsewhere, order, max_hits):
+    from para_core.adapters.comfy_rank import Service
+
+    group = elsewhere.group
+    cached = fbcache(elsewhere(build(FLUX)), 100.0, order=order, max_consecutive_hits=max_hits)
+    settings = {"steps": 9, "cfg": 4.0, "num_tokens": (9, 5), "sampler": "heun"}
+    expected = sample(cached, FLUX, **settings)
+    original, numbers = group.call, iter(range(1000))
+
+    def dies_at_every_second(method, payload, **settings):
+        if method == "forward" and next(numbers) % 2 and group.service._run is not None:
+            group.service = Service(Context())
+            recovering, group.call = group.call, original
+            group.recover()
+            group.call = recovering
+        return original(method, payload, **settings)
+
+    group.call = dies_at_every_second
+    assert torch.equal(sample(cached, FLUX, **settings), expected)
+
+
+def test_calls_too_large_to_keep_let_the_cache_start_anew(elsewhere, monkeypatch, caplog):
+    from para_core.adapters.comfy_kept_calls import KeptCalls
+    from para_core.adapters.comfy_rank import Service
+
+    monkeypatch.setattr(KeptCalls, "MAX_BYTES", 1000)
+    group, reports = elsewhere.group, []
+    cached = fbcache(elsewhere(build(FLUX)), 100.0, reports.append)
+    original, numbers = group.call, iter(range(1000))
+
+    def dies_at_the_sixth(method, payload, **settings):
+        if method == "forward" and next(numbers) == 5:
+            group.service = Service(Context())
+            group.recover()
+        return original(method, payload, **settings)
+
+    group.call = dies_at_the_sixth
+    assert sample(cached, FLUX, steps=8).isfinite().all()
+    assert [record.reused for record in reports[-1].conditionings["positive"]] == [
+        number not in (0, 5) for number in range(8)
+    ]
+    assert "too large to keep" in caplog.text
+
+
+def compiled_by_the_host(model):
+    from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
+
+    set_torch_compile_wrapper(model, "eager")
+
+
+def exchanged(model):
+    model.add_object_patch("diffusion_model", model.model.diffusion_model)
+
+
+@pytest.mark.parametrize("change", [compiled_by_the_host, exchanged])
+def test_what_would_run_the_model_here_is_refused(elsewhere, change):
+    model = elsewhere(build(FLUX))
+    change(model)
+    with pytest.raises(ValueError, match=r"use Compile Model|exchanges parts of the model \(diffusion_model\)"):
+        sample(model, FLUX)
+    assert elsewhere.group.calls == []
+
+
+def test_a_wrapper_that_runs_the_model_here_is_told(caplog):
+    from comfy.patcher_extension import WrappersMP
+
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.adapters.comfy_session import Session
+    from para_core.parallel_config import ParallelConfig
+
+    original, said, session = build(FLUX), [], Session(InProcess())
+    model = apply_parallel(original, ParallelConfig(("cpu",)), lambda config: session, listener=said.append)
+
+    def runs_it_here(executor, *args, **kwargs):
+        base, found = executor.class_obj, executor.class_obj.diffusion_model
+        base.diffusion_model = found.original
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            base.diffusion_model = found
+
+    assert torch.equal(sample(model, FLUX), sample(original, FLUX)) and len(said) == 1
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "someone's", runs_it_here)
+    sample(model, FLUX)
+    assert "were not asked" in said[-1] and "were not asked" in caplog.text
+
+
+def test_a_patch_that_cannot_travel_is_named(elsewhere):
+    model = build(FLUX)
+    name = next(key for key in model.model.state_dict() if key.endswith("img_in.weight"))
+    model.add_patches({name: (lambda weight: weight,)})
+    with pytest.raises(ValueError, match="a LoRA or another patch of the weights cannot go to other processes"):
+        sample(elsewhere(model), FLUX)
