@@ -16,7 +16,6 @@ REFUSED = {
     "svd",
 }  # fmt: skip
 SHARDED = [name for name in TINY_MODELS if name not in REFUSED]
-ODD_HEADS = {"mochi", "joyimage"}
 
 
 @pytest.fixture
@@ -66,16 +65,10 @@ def skip_if_absent(name):
 
 
 @pytest.mark.parametrize("name", SHARDED)
-@pytest.mark.parametrize("mesh", [RING, ULYSSES], ids=["ring", "ulysses"])
-def test_two_ranks_equal_one(compare_tokens, name, mesh):
-    if mesh == ULYSSES and name in ODD_HEADS:
-        pytest.skip("Ulysses divides heads, and the tiny one has an odd number of them")
-    compare_tokens(name, mesh, UNEQUAL, EQUAL)
-
-
-@pytest.mark.parametrize("name", ["flux", "wan", "qwen_edit", "hunyuan_video"])
-def test_four_ranks_as_ring_of_ulysses_equal_one(compare_tokens, name):
-    compare_tokens(name, BOTH, UNEQUAL)
+@pytest.mark.parametrize("mesh", [RING, ULYSSES, BOTH], ids=["ring", "ulysses", "both"])
+def test_ranks_equal_one(compare_tokens, name, mesh):
+    calls = [UNEQUAL] if mesh == BOTH else [UNEQUAL, EQUAL]
+    compare_tokens(name, mesh, *calls)
 
 
 def test_rows_of_a_batch_go_to_ranks_of_their_own(compare):
@@ -104,19 +97,20 @@ def test_too_few_tokens_for_the_ranks_are_on_every_rank(compare):
     assert here == [alone, alone]
 
 
-@pytest.mark.parametrize("mesh", [RING, ULYSSES], ids=["ring", "ulysses"])
+@pytest.mark.parametrize("mesh", [RING, ULYSSES, BOTH], ids=["ring", "ulysses", "both"])
 def test_joint_mask_with_rows_is_split(compare_tokens, mesh):
     mask = randn(9 + 35, 9 + 35)
     compare_tokens("flux", mesh, {"num_tokens": (9, 9)}, attention_mask=mask)
 
 
+@pytest.mark.parametrize("mesh", [RING, BOTH], ids=["ring", "both"])
 @pytest.mark.parametrize("name", ["hunyuan_video", "lens", "qwen_image", "mage_flow"])
-def test_text_mask_is_split(compare_tokens, name):
+def test_text_mask_is_split(compare_tokens, name, mesh):
     if name == "qwen_image" and host_version() < (0, 33):
         pytest.skip("ComfyUI 0.3 leaves the text mask of Qwen-Image out")
     mask = torch.ones(1, 9, dtype=torch.long)
     mask[:, 6:] = 0
-    compare_tokens(name, RING, {"num_tokens": (9, 9)}, attention_mask=mask.bool() if name == "lens" else mask)
+    compare_tokens(name, mesh, {"num_tokens": (9, 9)}, attention_mask=mask.bool() if name == "lens" else mask)
 
 
 # Of the image tokens of the tiny models; FLUX and Qwen take residuals for the first ones only.
@@ -130,14 +124,15 @@ RESIDUALS = {
 }
 
 
+@pytest.mark.parametrize("mesh", [RING, BOTH], ids=["ring", "both"])
 @pytest.mark.parametrize("name", RESIDUALS)
-def test_controlnet_residuals_are_split(compare_tokens, name):
+def test_controlnet_residuals_are_split(compare_tokens, name, mesh):
     control = {
         kind: [None if shape is None else randn(1, *shape, seed=seed) for seed, shape in enumerate(shapes)]
         for kind, shapes in RESIDUALS[name].items()
     }
     kept = {kind: [None if tensor is None else tensor.clone() for tensor in found] for kind, found in control.items()}
-    compare_tokens(name, RING, {"num_tokens": (9, 9)}, control={"input": [], "output": [], **control})
+    compare_tokens(name, mesh, {"num_tokens": (9, 9)}, control={"input": [], "output": [], **control})
     assert str(control) == str(kept)
 
 

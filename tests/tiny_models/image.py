@@ -114,7 +114,7 @@ LENS = TinyModel(
 JOYIMAGE = TinyModel(
     "JoyImage", "joyimage", "JoyImage",
     {
-        "image_model": "joyimage", "in_channels": 16, "hidden_size": 128, "num_attention_heads": 1, "text_dim": 64,
+        "image_model": "joyimage", "in_channels": 16, "hidden_size": 256, "num_attention_heads": 2, "text_dim": 64,
         "num_layers": 4,
     },
     latent=(16, 1, 10, 14), extra=lambda t, g, n: {"reference_latents": [randn(g, 1, 16, 1, 6, 10)]}, since="0.33.0",

@@ -63,7 +63,7 @@ COSMOS = TinyModel(
 MOCHI = TinyModel(
     "Mochi 1", "mochi", "GenmoMochi",
     {
-        "image_model": "mochi_preview", "depth": 3, "patch_size": 2, "num_heads": 3, "hidden_size_x": 96,
+        "image_model": "mochi_preview", "depth": 3, "patch_size": 2, "num_heads": 2, "hidden_size_x": 96,
         "hidden_size_y": 48, "mlp_ratio_x": 128.0, "mlp_ratio_y": 4.0, "in_channels": 12, "learn_sigma": False,
         "qk_norm": True, "qkv_bias": False, "out_bias": True, "patch_embed_bias": True, "timestep_mlp_bias": True,
         "attend_to_padding": False, "timestep_scale": 1000.0, "use_t5": True, "t5_feat_dim": 64,
