@@ -15,6 +15,7 @@ from ..quantization import QuantizedWeight
 from ..quantization_scheme import SCHEMES
 from .comfy_quantization import with_quantized_weights
 from .comfy_quantized_model import load_quantized_model
+from .comfy_shared_weights import SharingPatcher, TakingOver, in_mapped_files
 from .comfy_travel import QUANTIZED_FILE, unpack
 
 
@@ -30,17 +31,23 @@ class Holder(nn.Module):
 
 
 def from_recipe(recipe: bytes) -> ModelPatcher:
-    """The model that the server's loader built; files are mapped, so that the ranks of a machine share their pages."""
+    """The model that the server's loader built.
+
+    Weights in the dtype of their file stay in its pages, which the ranks of a machine share; each rank has a copy of
+    its own of weights that the loader casts or puts together, and of those of a quantized file.
+    """
     function, arguments, *index = pickle.loads(recipe)
     function = load_quantized_model if function == QUANTIZED_FILE else function
-    found = function(*arguments)
-    return found[index[0]] if index else found
+    with TakingOver() as taking_over:
+        found = function(*arguments)
+    return SharingPatcher.of(found[index[0]] if index else found, in_mapped_files(taking_over.sources))
 
 
 def from_module(packed: bytes, tensors: list[Tensor], device: torch.device) -> ModelPatcher:
     """The server's module itself, over weights that all ranks of a machine share."""
     model = Holder(unpack(packed, tensors))
-    return ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    patcher = ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    return SharingPatcher.of(patcher, [(parameter, parameter.detach()) for parameter in model.parameters()])
 
 
 def with_patches(model: ModelPatcher, payload: Mapping) -> ModelPatcher:

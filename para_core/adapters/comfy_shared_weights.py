@@ -1,0 +1,115 @@
+"""ComfyUI on a rank: weights in memory that the ranks of a machine share, a file's pages or what the server sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Source = tuple[nn.Parameter, Tensor]  # a parameter, and the tensor that its value came from
+
+
+class Place(NamedTuple):
+    """A parameter in a model, under the host's name for it, and its shared tensor."""
+
+    module: nn.Module
+    name: str
+    key: str
+    tensor: Tensor
+
+
+class TakingOver(TorchFunctionMode):
+    """While a loader runs, a parameter takes over the memory of what is copied into it, where nothing is to be cast.
+
+    As `assign` of the host's `load_model_weights` does, which its loaders ask for only with memory management that no
+    rank has (comfy_aimdo). What the loader allocated is never written to, so it costs no memory either.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[Source] = []
+
+    def __torch_function__(
+        self, function: Callable, types: Iterable[type], args: tuple = (), kwargs: Mapping | None = None
+    ) -> object:
+        if function is Tensor.copy_ and len(args) == 2 and _holds_as_it_is(*args):
+            parameter, source = args[0], args[1].detach()
+            self.sources.append((parameter, source))
+            if parameter.device == source.device:
+                parameter.data = source
+                return parameter
+        return function(*args, **(kwargs or {}))
+
+
+def _holds_as_it_is(parameter: Tensor, source: Tensor) -> bool:
+    """Contiguous, since kernels may sum in another order over another layout."""
+    return (
+        type(parameter) is nn.Parameter
+        and type(source) in (Tensor, nn.Parameter)
+        and (parameter.dtype, parameter.shape) == (source.dtype, source.shape)
+        and parameter.is_contiguous()
+        and source.is_contiguous()
+    )
+
+
+class SharingPatcher(ModelPatcher):
+    """A ModelPatcher that puts its weights back as they lie in shared memory when they leave the device.
+
+    The host's own copies them back, on every rank; the shared ones stay where they are, and cost nothing.
+    """
+
+    places: tuple[Place, ...] = ()
+
+    @classmethod
+    def of(cls, patcher: ModelPatcher, sources: Iterable[Source]) -> ModelPatcher:
+        """The same patcher with this behaviour; sources: in memory that the ranks share."""
+        if type(patcher) is not ModelPatcher:
+            return patcher
+        own = cls(patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device)
+        vars(own).update(vars(patcher))
+        own.places = tuple(_places(patcher.model, sources))
+        return own
+
+    def clone(self, *args, **kwargs) -> ModelPatcher:
+        clone = super().clone(*args, **kwargs)
+        clone.places = self.places
+        return clone
+
+    def unpatch_model(self, device_to=None, unpatch_weights: bool = True) -> None:
+        if unpatch_weights:
+            if getattr(self, "pinned", None):  # ComfyUI 0.3 pins nothing
+                self.unpin_all_weights()
+            self._put_back()
+        super().unpatch_model(device_to, unpatch_weights)
+
+    def _put_back(self) -> None:
+        for module, name, key, tensor in self.places:
+            # Weights with a LoRA in them the host puts back itself: its backup is the shared tensor.
+            if key not in self.backup and getattr(module, name).data_ptr() != tensor.data_ptr():
+                comfy.utils.set_attr_param(module, name, tensor)
+
+
+def _places(model: nn.Module, sources: Iterable[Source]) -> Iterator[Place]:
+    tensors = {id(parameter): tensor for parameter, tensor in sources}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if (tensor := tensors.get(id(parameter))) is not None:
+                yield Place(module, name, f"{path}.{name}", tensor)
+
+
+def in_mapped_files(sources: Iterable[Source]) -> list[Source]:
+    """Those whose tensor lies in the pages of a file; none where the system does not say (it does on Linux)."""
+    found = re.finditer(r"^(\w+)-(\w+) \S+ \S+ \S+ [1-9]\d*", _own_memory(), re.MULTILINE)
+    ranges = [range(int(start, 16), int(end, 16)) for start, end in (match.groups() for match in found)]
+    return [source for source in sources if any(source[1].data_ptr() in pages for pages in ranges)]
+
+
+def _own_memory() -> str:
+    maps = Path("/proc/self/maps")
+    return maps.read_text() if maps.exists() else ""

@@ -1,0 +1,154 @@
+"""Weights are in memory once for all ranks of a machine: in the pages of their file, or where the server put them."""
+
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import FLUX, build, host_version, relative, sample
+from tiny_models.lora import NAMES, lora
+
+from tests.benchmarks.workers import pss
+
+pytestmark = [
+    pytest.mark.usefixtures("comfy"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads of its memory in /proc"),
+]
+LARGE = replace(FLUX, title="large", unet_config=FLUX.unet_config | {"hidden_size": 512, "num_heads": 4})  # 128 MB
+ACTIVATIONS = 4 << 20  # of one rank, more for the larger model
+
+
+def saved(tiny, file: Path, *, aligned: bool = True) -> Path:
+    """aligned: as memory that torch allocates is; over other memory the CPU's kernels sum in another order."""
+    state = build(tiny).model.diffusion_model.state_dict()
+    for padding in range(64):
+        save_file(state, file, metadata={"padding": " " * padding})
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        if ((8 + header) % 64 == 0) == aligned:
+            return file
+    raise AssertionError("no padding does it")
+
+
+@pytest.fixture(scope="module")
+def file(comfy, tmp_path_factory) -> Path:
+    if host_version() < (0, 33):
+        pytest.skip("ComfyUI 0.3's loaders leave no recipe")
+    return saved(FLUX, tmp_path_factory.mktemp("weights") / "flux.safetensors")
+
+
+def loaded(file: Path, **options):
+    """As the server loads it."""
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(file), model_options=options)
+
+
+def on_a_rank(file: Path, **options):
+    import comfy.sd
+
+    from para_core.adapters.comfy_rank_models import from_recipe
+
+    return from_recipe(pickle.dumps((comfy.sd.load_diffusion_model, (str(file), options))))
+
+
+def bytes_in_pages_of(file: Path, model) -> int:
+    """Of the parameters, what lies where the system has mapped the file."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+    pages = [range(*(int(address, 16) for address in line[0].split("-"))) for line in lines]
+    there = [p for p in model.model.parameters() if any(p.data_ptr() in one for one in pages)]
+    return sum(parameter.nbytes for parameter in there)
+
+
+def size_of(model) -> int:
+    return sum(parameter.nbytes for parameter in model.model.parameters())
+
+
+def same_weights(model, other) -> bool:
+    weights, others = model.model.state_dict(), other.model.state_dict()
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_rank_uses_the_pages_of_the_file(file):
+    here, there = loaded(file), on_a_rank(file)
+    assert bytes_in_pages_of(file, here) == 0
+    assert bytes_in_pages_of(file, there) == size_of(there) == size_of(here)
+    assert same_weights(there, here)
+    assert torch.equal(sample(there, FLUX, cfg=4.0), sample(here, FLUX, cfg=4.0))
+
+
+def test_pages_that_are_not_aligned_as_allocated_memory(file, tmp_path):
+    """Which shows in nothing but float32's rounding."""
+    file = saved(FLUX, tmp_path / "flux.safetensors", aligned=False)
+    assert relative(sample(on_a_rank(file), FLUX, cfg=4.0), sample(loaded(file), FLUX, cfg=4.0)) <= 1e-6
+
+
+def test_weights_that_are_cast_are_the_ranks_own(file):
+    here, there = (load(file, dtype=torch.bfloat16) for load in (loaded, on_a_rank))
+    assert bytes_in_pages_of(file, there) == 0
+    assert same_weights(there, here)
+
+
+def test_loras_come_and_go_and_the_file_stays(file):
+    """Merged into weights of their own: neither the file nor what other ranks see of it changes."""
+    before, here, there = file.read_bytes(), loaded(file), on_a_rank(file)
+    plain = sample(here, FLUX)
+    for strength in (1.0, 0.5):
+        expected = sample(lora(here, strength), FLUX)
+        changed = lora(there, strength)
+        assert torch.equal(sample(changed, FLUX), expected)
+        assert not torch.equal(expected, plain)
+        own = sum(there.model.get_submodule(f"diffusion_model.{name}").weight.nbytes for name in NAMES)
+        assert bytes_in_pages_of(file, there) == size_of(there) - own
+    assert torch.equal(sample(there, FLUX), plain)
+    assert bytes_in_pages_of(file, there) == size_of(there)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("strength", [None, 0.5], ids=["plain", "lora"])
+def test_weights_that_leave_a_device_are_the_shared_ones_again(file, strength):
+    """The device of this test keeps no values: whoever copied them back from there would fail."""
+    there = on_a_rank(file)
+    model = there if strength is None else lora(there, strength)
+    model.load(torch.device("meta"), lowvram_model_memory=1e32)
+    assert all(parameter.is_meta for parameter in there.model.parameters())
+    model.unpatch_model(torch.device("cpu"))
+    assert bytes_in_pages_of(file, there) == size_of(there)
+    assert same_weights(there, loaded(file))
+
+
+def test_weights_of_a_module_are_where_the_server_put_them():
+    from para_core.adapters.comfy_rank_models import from_module
+    from para_core.adapters.comfy_travel import pack
+
+    here = build(FLUX)
+    packed, tensors = pack(here.model.diffusion_model)
+    there = from_module(packed, tensors, torch.device("cpu")).clone()
+    there.load(torch.device("meta"), lowvram_model_memory=1e32)
+    there.unpatch_model(torch.device("cpu"))
+    addresses = {parameter.data_ptr() for parameter in there.model.parameters()}
+    assert addresses == {parameter.data_ptr() for parameter in here.model.parameters()}
+
+
+def test_two_ranks_hold_a_checkpoint_once(groups, tmp_path):
+    """In the place of a smaller one, which has paid for whatever else a first run costs.
+
+    Of a file, or of a module in ComfyUI 0.3, whose loaders leave no recipe.
+    """
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.parallel_config import ParallelConfig
+
+    config = ParallelConfig(("cpu", "cpu"))
+
+    def memory_with(tiny) -> tuple[int, int]:
+        """PSS of the ranks with this model in them, and its own size."""
+        model = build(tiny) if host_version() < (0, 33) else loaded(saved(tiny, tmp_path / f"{tiny.title}.safetensors"))
+        result = sample(apply_parallel(model, config, groups.session), tiny, steps=1)
+        assert relative(result, sample(model, tiny, steps=1)) <= 1e-6
+        return pss(rank["pid"] for rank in groups.session(config).group.state()["ranks"]), size_of(model)
+
+    (before, small), (after, large) = memory_with(FLUX), memory_with(LARGE)
+    assert after - before <= 1.15 * (large - small) + 2 * ACTIVATIONS
