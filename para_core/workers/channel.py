@@ -109,14 +109,15 @@ class Connection:
 
 
 class Listener:
-    """Rank 0's end: connections that proved to know the key come out of accept(), one at a time.
+    """Rank 0's end: connections that proved to know the key come out of accept().
 
-    While one is there, others get TAKEN. Garbage, silence and wrong proofs cost a short-lived thread each and nothing
-    else.
+    With one_at_a_time others get TAKEN while one is there. Garbage, silence and wrong proofs cost a short-lived thread
+    each and nothing else.
     """
 
-    def __init__(self, path: Path, key: bytes) -> None:
+    def __init__(self, path: Path, key: bytes, *, one_at_a_time: bool = False) -> None:
         self._key = key
+        self._one_at_a_time = one_at_a_time
         self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self._handshakes: list[socket.socket] = []
         self._latest: Connection | None = None  # that was handed out or waits for it
@@ -161,7 +162,7 @@ class Listener:
 
     def _admit(self, connection: Connection) -> None:
         with self._lock:
-            free = self._latest is None or self._latest.hung_up
+            free = not self._one_at_a_time or self._latest is None or self._latest.hung_up
             if free:
                 self._latest = connection
                 self._accepted.put(connection)

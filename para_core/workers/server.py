@@ -93,7 +93,7 @@ class Leader(Performer):
 
     @torch.inference_mode()
     def run(self, socket: Path, key: bytes) -> None:
-        listener = Listener(socket, key)
+        listener = Listener(socket, key, one_at_a_time=True)
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         while True:
             self._connection = listener.accept()

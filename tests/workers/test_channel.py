@@ -20,7 +20,7 @@ KEY = b"k" * 32
 
 @pytest.fixture
 def served(tmp_path):
-    return tmp_path / "socket", Listener(tmp_path / "socket", KEY)
+    return tmp_path / "socket", Listener(tmp_path / "socket", KEY, one_at_a_time=True)
 
 
 def raw(path):
