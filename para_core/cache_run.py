@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from .between_blocks import jumped
 from .budget import Budget
 from .cache_report import RunReport, StepRecord
 from .families import ModelFamily
@@ -61,6 +62,7 @@ class CacheRun(RunState):
         self._budgets: dict[tuple[Hashable, ...], Budget] = {}  # of conditionings that are evaluated together
         self._caches: dict[Hashable, tuple[ResidualCache, ...]] = {}  # of a conditioning: one per cached stream
         self._last_step: dict[Hashable, Step] = {}
+        self._controlled: dict[Hashable, tuple[float, ...]] = {}  # at the last computed call
         self._labels: dict[Hashable, str] = {}
         self._records: dict[str, list[StepRecord]] = {}
         self._num_calls = {False: 0, True: 0}
@@ -104,6 +106,8 @@ class CacheRun(RunState):
         yield
         if not call.decided:
             return
+        if not call.reuses:
+            self._controlled |= dict.fromkeys(conditionings, step.controlled)
         self._num_calls[call.reuses] += 1
         self._call_seconds[call.reuses] += time.perf_counter() - started
         self._num_block_calls += int(call.measured) if call.reuses else sum(num_blocks)
@@ -122,10 +126,11 @@ class CacheRun(RunState):
     def _cache(self, key: Hashable, step: Step, num_streams: int) -> tuple[ResidualCache, ...]:
         if key not in self._caches:
             stale = [k for k, last in self._last_step.items() if abs(step.index - last.index) > self.STALE_STEPS]
-        else:  # a ControlNet that starts or ends: block 0 does not see that
-            stale = [key] if self._last_step[key].controlled != step.controlled else []
+        else:  # a ControlNet that starts, ends or changes its strength: block 0 does not see that
+            stale = [key] if jumped(self._controlled.get(key, step.controlled), step.controlled) else []
         for other in stale:
             del self._caches[other], self._last_step[other]
+            self._controlled.pop(other, None)
         self._last_step[key] = step
         make = self.CACHES[self.config.decision]
         return self._caches.setdefault(key, tuple(make(self.config, self.reduce) for _ in range(num_streams)))

@@ -44,7 +44,7 @@ class Decision:
         if math.isinf(limit):  # a spent budget reuses at any error: with weights that fit, at least
             return False
         hits = max(cache.num_consecutive_hits for caches in self._caches for cache in caches)
-        if max(forecasts) >= (1 - self.CAUTION / (1 + hits)) * limit or not self._fit(tokens, streams):
+        if not max(forecasts) < (1 - self.CAUTION / (1 + hits)) * limit or not self._fit(tokens, streams):
             return False
         self.measured, self.reuses = False, True
         if self._budget is not None:

@@ -54,6 +54,8 @@ class PredictedCache(ResidualCache):
     """
 
     SAMPLE = 2**20
+    STRIDE_BESIDE_HOST = 7  # where the residuals are in CPU memory: what stays is to be small
+    SMALL = 2**16  # values that may stay in any case
     FINAL_WEIGHT = 2.5
     CORRECT = 0.5
     MAX_CORRECTION = 0.2  # of the residual; beyond it the model's output layer is far from linear
@@ -175,11 +177,13 @@ class PredictedCache(ResidualCache):
         return correction * (self.MAX_CORRECTION * whole / size).nan_to_num(0.0).clamp(max=1.0).to(correction.dtype)
 
     def _sample(self, residual: Tensor) -> Tensor:
-        # An odd stride visits all channels, whatever their number.
-        stride = -(-residual.numel() // self.SAMPLE) | 1
+        size = residual.numel()
+        stride = max(-(-size // self.SAMPLE), min(size // self.SMALL, self.STRIDE_BESIDE_HOST) if self._in_host else 1)
+        while math.gcd(stride, residual.shape[-1]) > 1:  # else it would visit some of the channels only
+            stride += 1
         sample = residual.reshape(-1)[::stride]
         # clone: of a residual that goes to CPU memory; a view would hold on to it
-        return sample.clone() if self._in_host and stride > 1 else sample
+        return sample.clone() if self._in_host else sample
 
     @property
     def num_bytes(self) -> int:
@@ -192,8 +196,8 @@ class PredictedCache(ResidualCache):
 
 def _products(sample: Tensor, older: Sequence[Tensor]) -> Tensor:
     """Inner products (float32) of sample - newest, of each older one - newest, and of sample, with each other."""
-    newest = older[0]
-    rows = torch.stack([sample - newest, *(one - newest for one in older[1:]), sample]).float()
+    newest, sample = older[0].float(), sample.float()  # half precision would overflow
+    rows = torch.stack([sample - newest, *(one.float() - newest for one in older[1:]), sample])
     return rows @ rows.T
 
 

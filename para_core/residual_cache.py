@@ -125,10 +125,10 @@ class ResidualCache:
         return 0 if self._first is None else 2
 
     def estimate(self, values: Sequence[float], at: float) -> float | None:
-        """What `judge` says of the host's copy of the summed `figures`; where they are NaN nothing stays remembered."""
+        """What `judge` says of the host's copy of the summed `figures`; where they are not finite nothing stays."""
         if not values:
             return None
-        if any(map(math.isnan, values)):
+        if not all(map(math.isfinite, values)):
             self._forget()
             return None
         return self.judge(values, at)

@@ -18,7 +18,8 @@ class Step:
 
     index: of the sampler step, from 0; num_steps of them in the run, 0: not known. allowed: reuse may happen here.
     at: the time that the model is conditioned on, by default sigma. width: of the step, in sigma; 0: not known.
-    foreseeable: nothing but the time changes what block 0 does. controlled: something is added between the blocks.
+    foreseeable: nothing but the time changes what block 0 does. controlled: how much is added between the blocks, see
+    `between_blocks.loudness`.
     """
 
     index: int
@@ -28,7 +29,7 @@ class Step:
     width: float = 0.0
     num_steps: int = 0
     foreseeable: bool = True
-    controlled: bool = False
+    controlled: tuple[float, ...] = ()
 
     LAST: ClassVar[float] = 0.07  # of a run: 2 of 28 steps, 4 of 50
 

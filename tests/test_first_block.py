@@ -1,5 +1,7 @@
 """Model calls through the cache, on a toy model of two stacks with in-place blocks; no host involved."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -257,10 +259,12 @@ def test_what_is_added_between_the_blocks_starts_and_ends_with_a_computed_step(d
     order = ("txt", "img")
     model, run = Toy(order), CacheRun(family(order), CacheConfig(100.0, decision=decision))
     img, txt = torch.randn(1, 7, 4), torch.randn(1, 3, 4)
-    for step, controlled in enumerate((False, False, True, True, False, False)):
-        call(run, model, img, txt, step=step, at=1 - 0.1 * step, controlled=controlled)
+    added = [(), (0.0,), (1.0,), (1.9,), (1.9, 0.0), (1.9, 1e-9), (1.9, 0.0), (0.0, 0.0), (), (math.nan,), (1.0,)]
+    for step, controlled in enumerate(added):
+        call(run, model, img, txt, step=step, at=1 - 0.05 * step, controlled=controlled)
     (records,) = run.report().conditionings.values()
-    assert [record.reused for record in records] == 3 * [False, True]
+    computed = [step for step, record in enumerate(records) if not record.reused]
+    assert computed == [0, 2, 4, 5, 6, 7, 9, 10]
 
 
 def test_hits_in_a_row_are_counted_whether_measured_or_not():

@@ -239,6 +239,38 @@ def test_large_residuals_are_compared_by_a_sample():
     assert estimate(cache, 1.1 * first, 0.9) == pytest.approx(0.1 / 1.1, rel=1e-3)
 
 
+def test_the_sample_visits_all_channels():
+    """1024 x 3072, FLUX at 512 x 512: every third value would be of every third channel."""
+    cache, first = PredictedCache(CacheConfig()), torch.zeros(1, 1024, 3072)
+    first[..., 0::3] = 1.0
+    cache.remember(first, first.clone(), 1.0, 0.1)
+    changed = first.clone()
+    changed[..., 1::3] = 1.0
+    assert estimate(cache, changed, 0.9) == pytest.approx(0.5**0.5, rel=0.02)
+
+
+def test_beside_residuals_in_cpu_memory_little_stays_on_the_device():
+    cache = PredictedCache(CacheConfig(residual_device="cpu", order=1))
+    for at in (1.0, 0.9):
+        cache.remember(torch.randn(1, 512, 1000), torch.randn(1, 512, 1000), at, 0.1)
+    whole = 4 * 4 * 512 * 1000
+    assert whole < cache.num_bytes < 1.2 * whole
+
+
+@BOTH
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 4e4])
+def test_figures_that_are_not_finite_reuse_nothing_and_are_forgotten(kind, value):
+    cache = kind(CacheConfig(order=1))
+    for at in (1.0, 0.9):
+        cache.remember(*(torch.randn(1, 5, 3).half() for _ in range(2)), at, 0.1)
+    sign = -1 if value == 4e4 else 1
+    cache.remember(torch.full((1, 5, 3), sign * value).half(), torch.randn(1, 5, 3).half(), 0.8, 0.1)
+    found = cache.estimate(cache.figures(torch.full((1, 5, 3), value).half()).tolist(), 0.7)
+    assert found is None or found > 0.5
+    later = cache.foresee(0.6)
+    assert later is None or later > 0.5
+
+
 def continued(kind, residual_device, device="cpu"):
     """(results of three reused steps and a computed one behind them, the cache)."""
     cache = kind(CacheConfig(order=2, residual_device=residual_device))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..between_blocks import loudness
 from ..block_forward import swapped_forwards
 from ..budget import Budget
 from ..cache_report import RunReport
@@ -21,7 +22,16 @@ from ..quantization_scheme import rounding_of
 from ..residual_cache import CacheConfig
 from ..run_state import Step
 from .comfy_conditionings import conditionings_of
-from .comfy_options import KEY, WRAPPERS, attach, diffusion_model_of, option_of, options_of, patches_inside
+from .comfy_options import (
+    KEY,
+    WRAPPERS,
+    attach,
+    diffusion_model_of,
+    option_of,
+    options_of,
+    patches_in_range,
+    patches_inside,
+)
 from .comfy_quantized_model import stored_linears
 from .comfy_stand_in import RemoteCall, StandIn, object_patches_of
 
@@ -192,7 +202,9 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     num_blocks = [len(stack.blocks_in(model)) for stack in family.stacks]
     conditionings, step = conditionings_of(model, x, options, run.seen), run.step(options)
-    step = replace(step, controlled=control is not None, foreseeable=not (run.hooked or patches_inside(options)))
+    if not run.cache.off:
+        controlled = (*loudness(control), *patches_in_range(options, step.sigma))
+        step = replace(step, controlled=controlled, foreseeable=not (run.hooked or patches_inside(options)))
     if run.cache.off:
         with run.cache.counted(num_blocks, conditionings, step):
             output = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

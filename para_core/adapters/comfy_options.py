@@ -44,6 +44,19 @@ def diffusion_model_of(model: BaseModel) -> nn.Module:
     return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
 
 
+def patches_in_range(transformer_options: Mapping, sigma: float) -> tuple[float, ...]:
+    """1 for each patch between the blocks that acts at this sigma, else 0, of those that say where they do.
+
+    The host's own say it by sigma_start and sigma_end (Uni3C).
+    """
+    patches = [patch for found in transformer_options.get("patches", {}).values() for patch in found]
+    return tuple(
+        float(patch.sigma_end <= sigma <= patch.sigma_start)
+        for patch in patches
+        if hasattr(patch, "sigma_start") and hasattr(patch, "sigma_end")
+    )
+
+
 def patches_inside(transformer_options: Mapping) -> dict[str, object]:
     """Other nodes' patches that the host calls within the blocks, by name; those called "dit" stand around blocks."""
     patches = {k: v for k, v in transformer_options.get("patches", {}).items() if k not in BETWEEN_BLOCKS}

@@ -6,11 +6,13 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 
+from ..between_blocks import loudness
 from ..block_forward import swapped_forwards
 from ..budget import Budget
 from ..cache_report import RunReport
@@ -51,17 +53,20 @@ class FBCacheHook(ModelHook):
         self.run = run
         self.num_steps = num_steps
         self.family = family_of(transformer)
-        self._timestep_position = list(inspect.signature(transformer.forward).parameters).index("timestep")
+        self._names = list(inspect.signature(transformer.forward).parameters)
         self.context = ContextName()
         self._sigmas: list[float] = []
 
     def new_forward(self, module: ModelMixin, *args, **kwargs):
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._timestep_position]
+        arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
         num_blocks = [len(stack.blocks_in(module)) for stack in self.family.stacks]
-        conditionings, step = {self.context.name: self.context.name}, self._step(timestep)
+        conditionings, step = {self.context.name: self.context.name}, self._step(arguments["timestep"])
         if self.run.off:
             with self.run.counted(num_blocks, conditionings, step):
                 return self.fn_ref.original_forward(*args, **kwargs)
+        # As the library's models call what a ControlNet adds between their blocks.
+        added = [value for name, value in arguments.items() if "controlnet" in name]
+        step = replace(step, controlled=loudness(added))
         with (
             self.run.call(self.family, num_blocks, conditionings, step) as call,
             swapped_forwards(module, self.family, call),

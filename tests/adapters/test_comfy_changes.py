@@ -37,6 +37,45 @@ def test_a_controlnet_that_starts_and_ends_is_computed_where_it_does(decision):
     assert [record.reused for record in found] == [False, True, False, True, False, True]
 
 
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_a_controlnet_that_becomes_stronger_or_is_joined_by_another_is_computed(decision):
+    control, asked = flux_control(), []
+    answer = control.get_control
+
+    def changing(*args):
+        asked.append(args)
+        found = answer(*args)
+        if len(asked) in (3, 4):  # a strength that is scheduled
+            return {kind: [None if one is None else 5 * one for one in of_kind] for kind, of_kind in found.items()}
+        if len(asked) >= 5:  # a second one, which acts on other blocks
+            found["output"][1] = found["output"][0]
+        return found
+
+    control.get_control = changing
+    found = records(build(FLUX), decision, positive=conditioning(FLUX, 1, control=control))
+    assert [record.reused for record in found] == [False, True, False, True, False, True]
+
+
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_a_patch_between_the_blocks_is_computed_where_its_range_begins_and_ends(decision):
+    class Between:
+        """As the host's own for Wan's Uni3C."""
+
+        sigma_start, sigma_end = 0.75, 0.4
+
+        def __call__(self, args):
+            if self.sigma_end <= float(args["transformer_options"]["sigmas"][0]) <= self.sigma_start:
+                args["img"] += 0.5
+            return args
+
+    model = build(FLUX)
+    model.set_model_patch(Between(), "double_block")
+    found = records(model, decision)
+    inside = [Between.sigma_end <= record.sigma <= Between.sigma_start for record in found]
+    changes = [step for step in range(1, 6) if inside[step] != inside[step - 1]]
+    assert len(changes) == 2 and [step for step in range(6) if not found[step].reused] == [0, *changes]
+
+
 def test_patches_within_the_blocks_are_measured():
     """An IP-Adapter may start at any step, in any block."""
     model = build(FLUX)

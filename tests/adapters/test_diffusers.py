@@ -57,6 +57,25 @@ def test_threshold_0_counts_its_calls_and_leaves_the_blocks_alone(pipe, monkeypa
     assert (report.num_block_calls, report.num_bytes) == (report.num_block_calls_baseline, 0)
 
 
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_a_controlnet_that_starts_and_grows_is_computed_where_it_does(transformer, decision):
+    """A pipeline gives residuals at every step, scaled by 0 where the ControlNet is not to act."""
+    torch.manual_seed(1)
+    given = {
+        "hidden_states": torch.randn(1, 35, 16), "encoder_hidden_states": torch.randn(1, 5, 24),
+        "pooled_projections": torch.randn(1, 24), "img_ids": torch.zeros(35, 3), "txt_ids": torch.zeros(5, 3),
+    }  # fmt: skip
+    residual = torch.randn(1, 35, transformer.inner_dim)
+    config = CacheConfig(ALWAYS, decision=decision)
+    with torch.no_grad(), cache_run(transformer, config, num_steps=20) as cached:
+        for number, scale in enumerate((0.0, 0.0, 1.0, 1.2, 5.0, 5.0, 0.0, 0.0)):
+            transformer(
+                **given, timestep=torch.ones(1) * (1 - 0.05 * number), controlnet_block_samples=[scale * residual]
+            )
+    (records,) = cached.report().conditionings.values()
+    assert [number for number, record in enumerate(records) if not record.reused] == [0, 2, 4, 6]
+
+
 def test_contexts_are_apart_and_runs_repeat(pipe, transformer):
     reports = []
     expected = run(pipe)
