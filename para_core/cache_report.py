@@ -27,7 +27,7 @@ class RunReport:
     conditionings: label ("positive", "negative", ...) to its evaluations in order.
     num_calls, num_reused_calls: model calls; a batched call covers several conditionings.
     num_block_calls, num_block_calls_baseline: blocks computed, and what it would have been without the cache.
-    seconds: of the run; computed_seconds, reused_seconds: sums over the model calls of either kind.
+    seconds: of the run; computed_seconds, reused_seconds: sums over the model calls of either kind (`CallClock`).
     num_bytes: held for residuals at the end of the run.
     num_steps: of the schedule, 0 where it is not known. finished: the run has ended, as planned or not.
     decision, target_speedup: as in CacheConfig; with a target the threshold plays no part.

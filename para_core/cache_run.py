@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ from typing import Protocol
 from .between_blocks import jumped
 from .budget import Budget
 from .cache_report import RunReport, StepRecord
+from .call_clock import CallClock
 from .families import ModelFamily
 from .first_block import CachedCall
 from .predicted_cache import PredictedCache
@@ -66,9 +68,10 @@ class CacheRun(RunState):
         self._labels: dict[Hashable, str] = {}
         self._records: dict[str, list[StepRecord]] = {}
         self._num_calls = {False: 0, True: 0}
-        self._call_seconds = {False: 0.0, True: 0.0}
+        self._clock = CallClock()
         self._num_block_calls = 0
         self._num_block_calls_baseline = 0
+        self._lock = threading.Lock()  # the host's MultiGPU CFG Split calls the model from a thread for each device
         self._started: float | None = None  # the first model call; loading the model is not the cache's time
 
     @contextmanager
@@ -79,8 +82,9 @@ class CacheRun(RunState):
 
         num_blocks: blocks of each of the family's stacks.
         """
-        caches = [self._cache(key, step, len(family.cached)) for key in conditionings]
-        budget = self._budget(tuple(conditionings), sum(num_blocks))
+        with self._lock:
+            caches = [self._cache(key, step, len(family.cached)) for key in conditionings]
+            budget = self._budget(tuple(conditionings), sum(num_blocks))
         call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
         with self.noted(call, num_blocks, conditionings, step):
             yield call
@@ -102,14 +106,21 @@ class CacheRun(RunState):
     ) -> Iterator[None]:
         """Within the context the model is called; afterwards what `call` decided is entered into the books."""
         started = time.perf_counter()
-        self._started = self._started or started
+        with self._lock:
+            self._clock.begin(started)
+            self._started = self._started or started
         yield
-        if not call.decided:
-            return
+        if call.decided:
+            with self._lock:
+                self._clock.end(started, time.perf_counter(), reused=call.reuses)
+                self._note(call, num_blocks, conditionings, step)
+
+    def _note(
+        self, call: Decided, num_blocks: Sequence[int], conditionings: Mapping[Hashable, str], step: Step
+    ) -> None:
         if not call.reuses:
             self._controlled |= dict.fromkeys(conditionings, step.controlled)
         self._num_calls[call.reuses] += 1
-        self._call_seconds[call.reuses] += time.perf_counter() - started
         self._num_block_calls += int(call.measured) if call.reuses else sum(num_blocks)
         self._num_block_calls_baseline += sum(num_blocks)
         for (key, name), diff in zip(conditionings.items(), call.diffs, strict=True):
@@ -149,17 +160,19 @@ class CacheRun(RunState):
 
     def report(self, *, num_steps: int = 0, finished: bool = True, num_bytes: int | None = None) -> RunReport:
         """What the run did so far. num_bytes: where the residuals are held elsewhere."""
+        with self._lock:
+            conditionings = {label: tuple(records) for label, records in self._records.items()}
         return RunReport(
             family=self.family.name,
             residual_diff_threshold=self.threshold,
-            conditionings={label: tuple(records) for label, records in self._records.items()},
+            conditionings=conditionings,
             num_calls=sum(self._num_calls.values()),
             num_reused_calls=self._num_calls[True],
             num_block_calls=self._num_block_calls,
             num_block_calls_baseline=self._num_block_calls_baseline,
             seconds=time.perf_counter() - self._started if self._started else 0.0,
-            computed_seconds=self._call_seconds[False],
-            reused_seconds=self._call_seconds[True],
+            computed_seconds=self._clock.seconds(reused=False),
+            reused_seconds=self._clock.seconds(reused=True),
             num_bytes=self.num_bytes if num_bytes is None else num_bytes,
             num_steps=num_steps,
             finished=finished,
