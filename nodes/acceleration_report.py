@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..para_core.adapters.comfy_compile import has_compile, last_compile_report
 from ..para_core.adapters.comfy_fbcache import has_fbcache, last_report
+from ..para_core.adapters.comfy_parallel import last_parallel_report, parallel_option
 from ..para_core.adapters.comfy_quantization import quantization_reports
 from ..para_core.plot import draw_bars, draw_residual_curve, draw_text
 from ..para_core.quantization_report import size
@@ -18,8 +19,8 @@ from ..para_core.quantization_report import size
 WIDTH, CURVE_HEIGHT, LINE_HEIGHT = 640, 230, 16
 DENSITY = 2  # pixels for each unit of these
 NO_RUN = (
-    'No run of this MODEL was recorded: connect "model" to the MODEL that the sampler got (from the FBCache Patcher or '
-    'behind it), and "after" to the sampler\'s output.'
+    'No run of this MODEL was recorded: connect "model" to the MODEL that the sampler got (from the last node of this '
+    'pack, or behind it), and "after" to the sampler\'s output.'
 )
 NOTHING = (
     'Nothing to report: this MODEL has no acceleration. Are the nodes of this pack bypassed, or is "model" connected '
@@ -75,11 +76,22 @@ def compile_section(model: ModelPatcher) -> Section | None:
     return Section("compile", report.text(), asdict(report), draw_text(report.text(), WIDTH, density=DENSITY))
 
 
+def parallel_section(model: ModelPatcher) -> Section | None:
+    """The Context-Parallel Launcher's; None for a MODEL without it. Raises ValueError where no run was recorded."""
+    if parallel_option(model) is None:
+        return None
+    report = last_parallel_report(model)
+    if report is None:
+        raise ValueError(NO_RUN)
+    return Section("parallel", report.text(), asdict(report), draw_text(report.text(), WIDTH, density=DENSITY))
+
+
 # One for each acceleration of the pack; it looks at the MODEL and says nothing where it is not on it.
 SECTIONS: tuple[Callable[[ModelPatcher], Section | None], ...] = (
     fbcache_section,
     fp8_section,
     compile_section,
+    parallel_section,
 )
 
 

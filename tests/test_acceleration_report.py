@@ -13,6 +13,7 @@ from tiny_models import FLUX, build, fbcache, sample
 
 from para_core.cache_report import RunReport
 from para_core.demo.workflow import to_api
+from para_core.parallel_report import ParallelReport, RankReport
 from para_core.quantization_plan import Selection
 
 ROOT = Path(__file__).absolute().parent.parent
@@ -104,6 +105,35 @@ def test_quantized_model_has_its_section(report_node, sampled, pack):
     assert list(json.loads(values)) == ["fbcache", "fp8"] and len(json.loads(values)["fp8"]) == 2
     assert green(plot[0].numpy()) > 1.5 * green_of_one
     assert "Left, already quantized (by this node): double_blocks.0.img_attn.qkv" in fp8_texts[1]
+
+
+def on_ranks(model):
+    """Behind the launcher, without one of its processes."""
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.parallel_config import ParallelConfig
+
+    return apply_parallel(model, ParallelConfig(("cpu", "cpu")), lambda config: pytest.fail("a group is started"))
+
+
+def test_run_on_ranks_has_its_section(report_node, sampled):
+    from para_core.adapters.comfy_parallel import parallel_option
+
+    model, latent = sampled
+    both = on_ranks(model)
+    with pytest.raises(ValueError, match="No run"):
+        report_node.execute(both, latent)
+    ranks = RankReport("cuda:0", 3 * 2**30), RankReport("cuda:1", 2 * 2**30)
+    report = parallel_option(both).log.report = ParallelReport("batch 1 x ring 1 x Ulysses 2", ranks, 1, True)
+    plot, text, values = report_node.execute(both, latent).args
+    assert text.split("\n\n")[1].splitlines() == [
+        "Context-Parallel Launcher, 2 ranks: batch 1 x ring 1 x Ulysses 2",
+        "Rank 0 (cuda:0): 3072 MiB",
+        "Rank 1 (cuda:1): 2048 MiB",
+        "Restarts during the run: 1; what was lost was computed again, with the same result",
+    ]
+    assert list(json.loads(values)) == ["fbcache", "parallel"]
+    assert json.loads(values)["parallel"] == json.loads(json.dumps(dataclasses.asdict(report)))
+    assert plot.shape[1] > report_node.execute(model, latent).args[0].shape[1], "its lines are in the picture"
 
 
 def demo(server, **changes: dict) -> dict:

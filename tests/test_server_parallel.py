@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -59,6 +60,17 @@ def alone(prompt: dict) -> dict:
     }
 
 
+def reported(prompt: dict) -> dict:
+    """The same with an Acceleration Report behind the sampler."""
+    sampler = key_of(prompt, "KSampler")
+    inputs = {"model": prompt[sampler]["inputs"]["model"], "after": [sampler, 0]}
+    return prompt | {"report": {"class_type": "ParaAccelerationReport", "inputs": inputs}}
+
+
+def report_of(run) -> str:
+    return run.outputs["report"]["text"][0]
+
+
 def latent_of(server: ComfyServer, run) -> torch.Tensor:
     (saved,) = run.outputs["latent"]["latents"]
     return load_file(server.base_directory / saved["type"] / saved["subfolder"] / saved["filename"])["latent_tensor"]
@@ -97,6 +109,16 @@ def test_the_picture_is_that_of_one_device_with_the_same_decisions(server):
     here, there = (run.events_of("para.fbcache")[-1] for run in (single, together))
     assert there["num_reused_calls"] == here["num_reused_calls"] > 0
     assert there["num_block_calls"] == here["num_block_calls"]
+
+
+def test_report_behind_the_launcher_tells_of_its_ranks(server):
+    fbcache, parallel = report_of(server.run_workflow(reported(spread(server, seed=4)))).split("\n\n")
+    assert "of 28 steps reused" in fbcache
+    first, *memory, restarts = parallel.splitlines()
+    assert re.fullmatch("Context-Parallel Launcher, 2 ranks: batch 1 x ring [12] x Ulysses [12]", first)
+    sizes = [int(re.fullmatch(rf"Rank {rank} \(cpu\): (\d+) MiB", line)[1]) for rank, line in enumerate(memory)]
+    assert len(sizes) == 2 and all(100 < size < 4096 for size in sizes), "torch and the host alone need 100 MiB"
+    assert restarts == "Restarts during the run: none"
 
 
 def test_shipped_workflow_runs_with_one_device_and_with_two(server):
@@ -149,11 +171,12 @@ def long_run(server: ComfyServer, cache: bool, **settings) -> dict:
 )
 def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim, signal_, cache, settings):
     expected = undisturbed(cache)
-    future, pool = started(server, long_run(server, cache, **settings))
+    future, pool = started(server, reported(long_run(server, cache, **settings)))
     with pool:
         begun = time.monotonic()
         os.kill(ranks(server)[victim]["pid"], signal_)
         assert torch.equal(latent_of(server, future.result()), expected)
+        assert "Restarts during the run: 1; what was lost" in report_of(future.result())
         assert time.monotonic() - begun < 20 + 60, "a silent rank is replaced after 20 s"
     assert ("no sign of life" in ranks(server)[victim]["error"]) == (signal_ == signal.SIGSTOP)
 

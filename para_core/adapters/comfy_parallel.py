@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.sampler_helpers
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attention import MeshShape, choose_mesh, require_lse
 from ..families import family_of
 from ..parallel_config import ParallelConfig
+from ..parallel_report import NOT_ASKED, ParallelReport, RankReport
 from ..sharded_call import sharding_obstacle
 from .comfy_attention import chosen_attention
 from .comfy_compile import NAME as COMPILE
@@ -31,6 +32,13 @@ FOREIGN_COMPILE = {"torch.compile"}  # the host's key of what exchanges the diff
 HEADS = ("num_heads", "n_heads", "n_local_heads", "heads", "num_attention_heads")
 
 
+@dataclass
+class ParallelLog:
+    """The report of the latest run of a MODEL that ended well; all clones behind one launcher share it."""
+
+    report: ParallelReport | None = None
+
+
 @dataclass(frozen=True)
 class ParallelOption:
     """What the Context-Parallel Launcher leaves on a MODEL.
@@ -43,6 +51,7 @@ class ParallelOption:
     num_heads: int
     session: Callable[[ParallelConfig], Session]
     listener: Callable[[str], None] | None = None
+    log: ParallelLog = field(default_factory=ParallelLog)
 
     def mesh(self, world_size: int, num_rows: int) -> MeshShape:
         """How the ranks share a call of so many rows. Raises ValueError for degrees that the model does not allow."""
@@ -83,6 +92,12 @@ def parallel_option(model: ModelPatcher) -> ParallelOption | None:
     return option_of(model, NAME)
 
 
+def last_parallel_report(model: ModelPatcher) -> ParallelReport | None:
+    """The report of this MODEL's latest run on ranks; None before there was one, or without the launcher."""
+    option = parallel_option(model)
+    return None if option is None else option.log.report
+
+
 def num_heads_of(blocks: list) -> int:
     """Attention heads of a model's blocks, by what their attention modules call it; 1 where none says."""
     for module in (module for block in blocks for module in block.modules()):
@@ -116,11 +131,18 @@ def _outer_sample(executor, noise, *args, **kwargs):
     try:
         samples = executor(noise, *args, **kwargs)
         if not session.asked:
-            _say(option, "The ranks were not asked: another node runs the model itself.", logging.WARNING)
+            _say(option, NOT_ASKED, logging.WARNING)
+        option.log.report = _report(session)
         return samples
     finally:
         guider.model_patcher = model
         session.end_run(keep=option.config.keep_loaded)
+
+
+def _report(session: Session) -> ParallelReport:
+    """Of the run that is about to end: the ranks may let go of their memory then."""
+    ranks = tuple(RankReport(rank["device"], rank["memory_bytes"]) for rank in session.group.state()["ranks"])
+    return ParallelReport(session.mesh, ranks, session.num_restarts, session.asked)
 
 
 def _say(option: ParallelOption, text: str, level: int = logging.INFO) -> None:

@@ -42,6 +42,8 @@ class Group(Protocol):
 
     def call(self, method: str, payload: Mapping, **settings) -> object: ...
 
+    def state(self) -> dict: ...
+
 
 @dataclass
 class Run:
@@ -55,6 +57,7 @@ class Run:
     calls: KeptCalls | None = None
     keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
     compile: CompileOption | None = None
+    num_restarts: int = 0
 
     def cache_payload(self, call: RemoteCall) -> dict:
         """What the cache needs to know of a call."""
@@ -84,6 +87,11 @@ class Session:
     def asked(self) -> bool:
         """Whether the present run has called the model."""
         return self._run is not None and self._run.begun is not None
+
+    @property
+    def num_restarts(self) -> int:
+        """Of the group, during the present run."""
+        return 0 if self._run is None else self._run.num_restarts
 
     def prepare(self, model: ModelPatcher) -> dict:
         """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
@@ -206,6 +214,8 @@ class Session:
 
     def _replay(self) -> None:
         """Bring a group that has restarted to where it was."""
+        if self._run is not None:
+            self._run.num_restarts += 1
         self._configure()
         for method, payload in self._prepared.items():
             self.group.call(method, payload, cancelled=cancelled)

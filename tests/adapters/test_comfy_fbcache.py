@@ -1,5 +1,7 @@
 """The first-block cache in the real ComfyUI, on tiny models: exact where nothing is reused, apart where it must be."""
 
+import logging
+
 import pytest
 import torch
 from tiny_models import (
@@ -256,6 +258,20 @@ def test_threshold_0_counts_its_calls_and_leaves_the_blocks_alone():
     assert {label: len(records) for label, records in report.conditionings.items()} == {"positive": 6, "negative": 6}
     assert (report.num_block_calls, report.num_bytes) == (report.num_block_calls_baseline, 0)
     assert report.advice() == "Nothing is reused at threshold 0."
+
+
+@pytest.mark.parametrize("threshold", [0.0, ALWAYS])
+def test_a_run_is_one_line_in_the_log_however_many_steps_it_has(caplog, threshold):
+    from para_core.adapters.comfy_fbcache import last_report
+
+    model = fbcache(build(FLUX), threshold)
+    caplog.set_level(logging.DEBUG, logger="para_core")
+    for steps in (3, 7):
+        caplog.clear()
+        sample(model, FLUX, steps=steps, cfg=4.0)
+        (line,) = (record for record in caplog.records if record.name.startswith("para_core"))
+        assert (line.levelno, line.getMessage()) == (logging.INFO, last_report(model).summary())
+        assert f"/{steps}" in line.getMessage() and "\n" not in line.getMessage()
 
 
 def test_cancelled_run_leaves_nothing_behind():

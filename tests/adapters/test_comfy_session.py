@@ -43,6 +43,9 @@ class InProcess:
         # The ranks' memory is this process's own here: what unloads it is the host already.
         return None if method == "unload" else getattr(self.service, method)(payload)
 
+    def state(self):
+        return {"address": "here", "restarts": 0, "ranks": [{"rank": 0, "device": "cpu", "memory_bytes": 3 * 2**20}]}
+
 
 @pytest.fixture
 def elsewhere():
@@ -141,6 +144,38 @@ def test_a_group_that_restarted_is_brought_to_where_it_was(elsewhere, decision):
     assert group.calls.count("load") == 2
 
 
+def test_what_a_run_came_to_is_kept_for_all_clones(elsewhere):
+    from para_core.adapters.comfy_parallel import last_parallel_report
+    from para_core.parallel_report import ParallelReport, RankReport
+
+    model = elsewhere(build(FLUX), keep_loaded=False)
+    assert last_parallel_report(model) is None and last_parallel_report(build(FLUX)) is None
+    sample(lora(model, 0.5), FLUX)
+    expected = ParallelReport("batch 1 x ring 1 x Ulysses 1", (RankReport("cpu", 3 * 2**20),), 0, True)
+    assert last_parallel_report(model) == last_parallel_report(model.clone()) == expected
+
+
+def test_restarts_of_a_run_are_counted_and_not_those_between_runs(elsewhere):
+    from para_core.adapters.comfy_parallel import last_parallel_report
+
+    group, model = elsewhere.group, elsewhere(build(FLUX))
+    sample(model, FLUX)
+    group.recover()
+    original, numbers = group.call, iter(range(1000))
+
+    def dies_twice(method, payload, **settings):
+        if method == "forward" and next(numbers) in (1, 4):
+            group.recover()
+        return original(method, payload, **settings)
+
+    group.call = dies_twice
+    sample(model, FLUX, steps=6)
+    assert last_parallel_report(model).num_restarts == 2
+    group.call = original
+    sample(model, FLUX)
+    assert last_parallel_report(model).num_restarts == 0
+
+
 @pytest.mark.parametrize(("decision", "num_made_again"), [("first_block", 2), ("prediction", 5)])
 def test_of_a_run_only_the_calls_are_made_again_that_the_cache_depends_on(elsewhere, decision, num_made_again):
     group, model = elsewhere.group, build(FLUX)
@@ -226,7 +261,7 @@ def test_what_would_run_the_model_here_is_refused(elsewhere, change):
 def test_a_wrapper_that_runs_the_model_here_is_told(caplog):
     from comfy.patcher_extension import WrappersMP
 
-    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.adapters.comfy_parallel import apply_parallel, last_parallel_report
     from para_core.adapters.comfy_session import Session
     from para_core.parallel_config import ParallelConfig
 
@@ -242,9 +277,11 @@ def test_a_wrapper_that_runs_the_model_here_is_told(caplog):
             base.diffusion_model = found
 
     assert torch.equal(sample(model, FLUX), sample(original, FLUX)) and len(said) == 1
+    assert last_parallel_report(model).asked and "not asked" not in last_parallel_report(model).text()
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "someone's", runs_it_here)
     sample(model, FLUX)
     assert "were not asked" in said[-1] and "were not asked" in caplog.text
+    assert not last_parallel_report(model).asked and last_parallel_report(model).text().endswith(said[-1])
 
 
 def test_a_patch_that_cannot_travel_is_named(elsewhere):
