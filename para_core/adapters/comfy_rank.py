@@ -138,17 +138,31 @@ class Service:
 
     def end(self, payload: Mapping) -> dict:
         """End the run; with keep False, free this rank's device too."""
-        run, self._run = self._run, None
-        report = None if run is None else run.end()
+        report = self._end_run()
         if not payload.get("keep", True):
             self.unload(payload)
         return {"compile": report}
 
-    def unload(self, payload: Mapping) -> None:
-        """Free this rank's device; with forget True also the models themselves."""
+    def _end_run(self) -> dict | None:
+        """Its activations' memory is given back: the server counts what is free on the device, to decode for example."""
         import comfy.model_management
 
-        self.end({})
+        if self._run is None:
+            return None
+        run, self._run = self._run, None
+        report = run.end()
+        del run
+        comfy.model_management.soft_empty_cache()
+        return report
+
+    def unload(self, payload: Mapping) -> None:
+        """Free this rank's device, on which the next call of a run loads anew; with forget True also the models."""
+        import comfy.model_management
+
+        if payload.get("forget"):
+            self._end_run()
+        elif self._run is not None:
+            self._run.leave_device()
         comfy.model_management.unload_all_models()
         if payload.get("forget"):
             self._models, self._variants, self._compilations = {}, {}, {}

@@ -38,8 +38,8 @@ class RankRun:
         compilation: Compilation | None = None,
     ) -> None:
         """attention, compilation: the same in every run of a model. compilation None: the blocks run as they are."""
-        comfy.model_management.load_models_gpu([patcher], memory_required=payload["memory"])
-        self._patcher = patcher
+        self._patcher, self._memory = patcher, payload["memory"]
+        self._load()
         self._model = diffusion_model_of(patcher.model)
         self._family = family_of(self._model).through_forward()
         self._num_blocks = [len(stack.blocks_in(self._model)) for stack in self._family.stacks]
@@ -53,6 +53,14 @@ class RankRun:
             running = compilation.run(self._model, self._family, entrance=HostEntrance())
             self._compiled = self._open.enter_context(running)
 
+    def _load(self) -> None:
+        comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
+        self._on_device = True
+
+    def leave_device(self) -> None:
+        """The model's weights are about to leave the device; the next call loads them there again."""
+        self._on_device = False
+
     def end(self) -> dict | None:
         """Put the model back as it was; what compiling has cost."""
         self._open.close()
@@ -60,6 +68,8 @@ class RankRun:
 
     def forward(self, payload: Mapping) -> dict:
         """One model call, its arguments and its result as `sendable` makes them."""
+        if not self._on_device:
+            self._load()
         args = tuple(received(value) for value in payload["args"])
         kwargs = {name: received(value) for name, value in payload["kwargs"].items()}
         kwargs["transformer_options"] = {name: received(value) for name, value in payload["options"].items()}

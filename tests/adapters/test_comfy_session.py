@@ -122,6 +122,24 @@ def test_a_second_run_asks_for_nothing_but_the_calls(elsewhere):
     assert set(elsewhere.group.calls) == {"begin", "forward", "end"}
 
 
+def test_ranks_that_free_their_devices_within_a_run_go_on_with_it(elsewhere):
+    """As the host asks for when it loads another model between two calls; a LoRA is out of the weights then."""
+    group, model = elsewhere.group, lora(build(FLUX), 0.7)
+    cached = fbcache(elsewhere(model), 100.0, max_consecutive_hits=3)
+    expected = sample(cached, FLUX, steps=8)
+    original = group.call
+    numbers = iter(range(1000))
+
+    def without_memory(method, payload, **settings):
+        if method == "forward" and next(numbers) == 4:
+            group.service.unload({"forget": False})
+            assert model.loaded_size() == 0
+        return original(method, payload, **settings)
+
+    group.call = without_memory
+    assert torch.equal(sample(cached, FLUX, steps=8), expected)
+
+
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
 def test_a_group_that_restarted_is_brought_to_where_it_was(elsewhere, decision):
     """With the cache, whose residuals went with the old processes: the calls so far are made again."""
