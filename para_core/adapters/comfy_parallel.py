@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.sampler_helpers
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
@@ -121,10 +122,12 @@ def _outer_sample(executor, noise, *args, **kwargs):
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
     unload(model)
     names = session.prepare(model)
+    memory = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)[0] / mesh.world_size
+    loaded = session.group.connected and session.on_devices == names["model"]
+    make_room(model, session, loaded=loaded, memory=memory)
     twin = session.twin = twin_of(model, session.forward)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
-    memory, _ = comfy.sampler_helpers.estimate_memory(twin, noise.shape, guider.conds)
-    session.start_run({**names, "mesh": list(mesh.sizes), "memory": memory / mesh.world_size})
+    session.start_run({**names, "mesh": list(mesh.sizes), "memory": memory})
     session.mesh = str(mesh)
     _say(option, f"{mesh.world_size} ranks: {mesh}")
     guider.model_patcher = twin
@@ -160,6 +163,24 @@ def unload(model: ModelPatcher) -> None:
     loaded = comfy.model_management.current_loaded_models
     others = [one for one in loaded if one.model is None or not one.model.is_clone(model)]
     comfy.model_management.free_memory(1e30, model.load_device, others)
+
+
+def make_room(model: ModelPatcher, session: Session, *, loaded: bool, memory: float) -> None:
+    """Have the host leave its device to the rank that runs there too.
+
+    What the host keeps on it (text encoders, blocks of freed memory) would let that rank load its weights only in part,
+    and all others would wait for it in every call. loaded: the weights are there. memory: of its activations, bytes.
+    """
+    device, management = model.load_device, comfy.model_management
+    if device.type == "cpu" or device not in map(torch.device, session.group.config.devices):
+        return
+    # As much as the host asks for before it loads a model.
+    weights = 0 if loaded else 1.1 * model.model_size()
+    needed = max(memory + management.extra_reserved_memory(), management.minimum_inference_memory())
+    # To detach the latest run's twin would be to unload the ranks.
+    kept = [one for one in management.current_loaded_models if one.model is session.twin]
+    management.free_memory(weights + needed, device, kept)
+    management.soft_empty_cache()
 
 
 def _num_rows(guider: object, noise: Tensor) -> int:

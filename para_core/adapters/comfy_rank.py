@@ -144,7 +144,7 @@ class Service:
         return {"compile": report}
 
     def _end_run(self) -> dict | None:
-        """Its activations' memory is given back: the server counts what is free on the device, to decode for example."""
+        """And give its activations' memory back: the server counts what is free on the device, as when it decodes."""
         import comfy.model_management
 
         if self._run is None:

@@ -78,6 +78,7 @@ class Session:
         self.mesh = ""  # of the latest run, in words
         self.twin: ModelPatcher | None = None  # of the latest run: what the host knows of the ranks' model
         self._run: Run | None = None
+        self.on_devices: str | None = None  # the model whose weights the latest run left there, as `prepare` names it
 
     @property
     def world_size(self) -> int:
@@ -161,7 +162,10 @@ class Session:
         """The run has ended, however; keep: leave the weights on the ranks' devices."""
         run, self._run = self._run, None
         if run is not None and run.begun is not None and self.group.connected:  # new ranks know of no run
-            self._tell_compiled(self.group.call("end", {"keep": keep}, cancelled=cancelled), run)
+            self.on_devices = None
+            answer = self.group.call("end", {"keep": keep}, cancelled=cancelled)
+            self.on_devices = run.settings["model"] if keep else None
+            self._tell_compiled(answer, run)
 
     def detached(self, twin: ModelPatcher, *_) -> None:
         """The host wants the memory of the model back: free the ranks' devices; the next run loads it there again.
@@ -169,6 +173,7 @@ class Session:
         A twin of an earlier run goes without that: the host detaches every patcher that it drops.
         """
         if twin is self.twin and self.group.connected and not sys.is_finalizing():
+            self.on_devices = None
             # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
                 self.group.call("unload", {"forget": False})
@@ -210,7 +215,7 @@ class Session:
 
     def _configure(self) -> None:
         self.group.call("configure", {"arguments": pickle.dumps(vars(host_arguments))}, cancelled=cancelled)
-        self._configured = True
+        self._configured, self.on_devices = True, None
 
     def _replay(self) -> None:
         """Bring a group that has restarted to where it was."""

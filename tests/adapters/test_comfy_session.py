@@ -1,6 +1,7 @@
 """A MODEL that samples elsewhere: what goes there and comes back, with a group of one rank in this process."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +139,57 @@ def test_ranks_that_free_their_devices_within_a_run_go_on_with_it(elsewhere):
 
     group.call = without_memory
     assert torch.equal(sample(cached, FLUX, steps=8), expected)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "device", "devices", "asked"),
+    [
+        (False, "cuda:1", ("cuda:0", "cuda:1"), 1.1 * 1000 + 50 + 7),
+        (True, "cuda:1", ("cuda:0", "cuda:1"), 50 + 7),
+        (False, "cuda:1", ("cuda:0", "cuda:2"), None),
+        (False, "cpu", ("cpu", "cpu"), None),
+    ],
+    ids=["weights", "activations", "elsewhere", "cpu"],
+)
+def test_the_host_makes_room_where_a_rank_runs(monkeypatch, loaded, device, devices, asked):
+    import comfy.model_management as management
+
+    from para_core.adapters.comfy_parallel import make_room
+
+    calls = []
+    twin, text_encoder = (SimpleNamespace(model=object()) for _ in range(2))
+    for name, value in {
+        "current_loaded_models": [text_encoder, twin],
+        "extra_reserved_memory": lambda: 7,
+        "minimum_inference_memory": lambda: 20,
+        "free_memory": lambda *args: calls.append(args),
+        "soft_empty_cache": lambda: calls.append("empty"),
+    }.items():
+        monkeypatch.setattr(management, name, value)
+    model = SimpleNamespace(load_device=torch.device(device), model_size=lambda: 1000)
+    session = SimpleNamespace(group=SimpleNamespace(config=SimpleNamespace(devices=devices)), twin=twin.model)
+
+    make_room(model, session, loaded=loaded, memory=50)
+    assert calls == ([] if asked is None else [(asked, torch.device(device), [twin]), "empty"])
+
+
+def test_what_the_ranks_have_on_their_devices_is_known(elsewhere, monkeypatch):
+    """So that the host is asked for room for the weights only where they are not there yet."""
+    import comfy.model_management
+
+    from para_core.adapters import comfy_parallel
+
+    asked, model = [], elsewhere(build(FLUX))
+    monkeypatch.setattr(comfy_parallel, "make_room", lambda *args, loaded, memory: asked.append(loaded))
+    for _ in range(2):
+        sample(model, FLUX, steps=1)
+    sample(lora(model, 0.5), FLUX, steps=1)
+    comfy.model_management.unload_all_models()
+    sample(model, FLUX, steps=1)
+    leaves = elsewhere(build(FLUX), keep_loaded=False)
+    for _ in range(2):
+        sample(leaves, FLUX, steps=1)
+    assert asked == [False, True, True, False, False, False]
 
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
