@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import FLUX, build, host_version, relative, sample
 from tiny_models.lora import NAMES, lora
 
@@ -78,6 +78,20 @@ def test_a_rank_uses_the_pages_of_the_file(file):
     assert bytes_in_pages_of(file, there) == size_of(there) == size_of(here)
     assert same_weights(there, here)
     assert torch.equal(sample(there, FLUX, cfg=4.0), sample(here, FLUX, cfg=4.0))
+
+
+def test_a_checkpoint_with_more_in_it(file, tmp_path):
+    """The recipe that the host's Load Checkpoint leaves: keys with a prefix, the model as one of several results."""
+    import comfy.sd
+
+    from para_core.adapters.comfy_rank_models import from_recipe
+
+    whole = tmp_path / "checkpoint.safetensors"
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in load_file(file).items()}, whole)
+    recipe = comfy.sd.load_checkpoint_guess_config, (str(whole), False, False), 0
+    there = from_recipe(pickle.dumps(recipe))
+    assert bytes_in_pages_of(whole, there) == size_of(there)
+    assert same_weights(there, loaded(file))
 
 
 def test_pages_that_are_not_aligned_as_allocated_memory(file, tmp_path):
