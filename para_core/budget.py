@@ -31,7 +31,7 @@ class Budget:
     def limit(self, index: int, num_steps: int) -> float:
         """What the estimate of the call at sampler step `index` of `num_steps` may be for it to be reused."""
         num_left, num_affordable = self._left(index, num_steps)
-        if num_affordable >= num_left or self._log_rate is None:
+        if num_affordable >= num_left - 0.5 or self._log_rate is None:
             return 0.0
         if num_affordable < 0.5:
             return math.inf
@@ -43,7 +43,7 @@ class Budget:
         Call `note` with what became of it.
         """
         num_left, num_affordable = self._left(index, num_steps)
-        if estimate is None or num_affordable >= num_left:
+        if estimate is None or num_affordable >= num_left - 0.5:
             return False
         estimate = max(estimate, 1e-9)
         if num_affordable >= 0.5:
@@ -51,6 +51,15 @@ class Budget:
             last = self._log_rate
             self._log_rate = seen if last is None else self.MEMORY * last + (1 - self.MEMORY) * seen
         return num_affordable < 0.5 or estimate <= self.limit(index, num_steps)
+
+    def has_room_to_measure(self, index: int, num_steps: int) -> bool:
+        """Whether the call's block 0 can run at no computed call's expense; else what is left would not be used."""
+        num_left, blocks_left = self._blocks_left(index, num_steps)
+        if self._num_blocks == 1:
+            return True
+        num_without = round(blocks_left / self._num_blocks)
+        num_with = round((blocks_left - num_left) / (self._num_blocks - 1))
+        return num_with >= num_without and blocks_left - num_without * self._num_blocks >= 0.5
 
     def note(self, *, reused: bool, num_blocks: int = 1) -> None:
         """Count the call; num_blocks: that ran in it if it was reused."""
@@ -62,10 +71,14 @@ class Budget:
 
     def _left(self, index: int, num_steps: int) -> tuple[float, float]:
         """How many calls are left, and how many of them can be computed."""
+        num_left, blocks_left = self._blocks_left(index, num_steps)
+        # What the reused ones among those that are left will cost, if they are as those so far.
+        reused = (1 + self._reused_blocks) / (1 + self._num_reused)
+        return num_left, (blocks_left - num_left * reused) / (self._num_blocks - reused)
+
+    def _blocks_left(self, index: int, num_steps: int) -> tuple[float, float]:
+        """How many calls are left, and how many blocks may run in them."""
         calls_per_step = max(1.0, self._num_calls / index) if index else 1.0
         num_left = max(1.0, (num_steps - index) * calls_per_step)
         total = (self._num_calls + num_left) * self._num_blocks / self._target
-        spent = self._num_computed * self._num_blocks + self._reused_blocks
-        # What the reused ones among those that are left will cost, if they are as those so far.
-        reused = (1 + self._reused_blocks) / (1 + self._num_reused)
-        return num_left, (total - spent - num_left * reused) / (self._num_blocks - reused)
+        return num_left, total - self._num_computed * self._num_blocks - self._reused_blocks

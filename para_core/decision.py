@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import islice
 
@@ -41,7 +40,7 @@ class Decision:
         if None in forecasts or not self._step.foreseeable or self._step.is_last or not self._allowed():
             return False
         limit = self._limit()
-        if math.isinf(limit):  # a spent budget reuses at any error: with weights that fit, at least
+        if self._budget is not None and self._budget.has_room_to_measure(self._step.index, self._step.num_steps):
             return False
         hits = max(cache.num_consecutive_hits for caches in self._caches for cache in caches)
         if not max(forecasts) < (1 - self.CAUTION / (1 + hits)) * limit or not self._fit(tokens, streams):

@@ -11,19 +11,24 @@ NUM_BLOCKS, NUM_STEPS = 10, 30
 
 @pytest.mark.parametrize("target", [1.3, 2.0, 3.0, 5.0])
 @pytest.mark.parametrize("foreseen", [0.0, 0.5, 1.0], ids=lambda share: f"{share:.0%} foreseen")
-def test_target_is_met_within_a_tenth_in_blocks(target, foreseen):
-    budget, gap, spent = Budget(target, NUM_BLOCKS), 0, 0
-    for step in range(NUM_STEPS):
+@pytest.mark.parametrize("num_steps", [20, 30, 50])
+@pytest.mark.parametrize("trend", [0.85, 1.0, 1.15])
+@pytest.mark.parametrize("num_blocks", [NUM_BLOCKS, 57])
+def test_target_is_met_within_a_tenth_in_blocks(target, foreseen, num_steps, trend, num_blocks):
+    """trend: by which the errors shrink or grow from step to step."""
+    budget, gap, spent = Budget(target, num_blocks), 0, 0
+    for step in range(num_steps):
         gap += 1
-        estimate = 0.01 * gap**1.5 * (2 + math.sin(step)) if step else None
-        if estimate is not None and estimate < foreseen * budget.limit(step, NUM_STEPS):
+        estimate = 0.01 * gap**1.5 * (2 + math.sin(step)) * trend**step if step else None
+        room = budget.has_room_to_measure(step, num_steps)
+        if estimate is not None and not room and estimate < foreseen * budget.limit(step, num_steps):
             budget.note(reused=True, num_blocks=0)
             continue
-        reused = budget.allows_reuse(estimate, step, NUM_STEPS)
+        reused = budget.allows_reuse(estimate, step, num_steps)
         budget.note(reused=reused)
-        spent += 1 if reused else NUM_BLOCKS
+        spent += 1 if reused else num_blocks
         gap = gap if reused else 0
-    assert NUM_STEPS * NUM_BLOCKS / spent == pytest.approx(target, rel=0.1)
+    assert num_steps * num_blocks / spent == pytest.approx(target, rel=0.1)
 
 
 def test_nothing_is_foreseen_before_something_was_measured():
