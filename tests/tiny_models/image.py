@@ -146,6 +146,28 @@ Z_IMAGE = replace(
     },
 )  # fmt: skip
 
+Z_IMAGE_PIXEL = replace(
+    Z_IMAGE, title="Z-Image in pixels", config="ZImagePixelSpace", latent=(3, 20, 28),
+    unet_config=Z_IMAGE.unet_config | {
+        "image_model": "zimage_pixel", "in_channels": 3, "patch_size": 4, "decoder_hidden_size": 32,
+        "decoder_num_res_blocks": 1, "decoder_max_freqs": 4,
+    },
+)  # fmt: skip
+
+OMNIGEN2 = TinyModel(
+    "OmniGen2", "omnigen2", "Omnigen2",
+    {
+        "image_model": "omnigen2", "hidden_size": 64, "num_layers": 4, "num_refiner_layers": 1,
+        "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 32, "axes_dim_rope": (8, 12, 12),
+        "axes_lens": (64, 64, 64), "text_feat_dim": 64,
+    },
+    latent=(16, 10, 14),
+    # Without padding the mask only tells the host the number of text tokens.
+    extra=lambda t, g, n: {
+        "attention_mask": torch.ones(1, n, dtype=torch.long), "reference_latents": [randn(g, 1, 16, 6, 10)]
+    },
+)  # fmt: skip
+
 HIDREAM = TinyModel(
     "HiDream-I1", "hidream", "HiDream",
     {
@@ -221,6 +243,7 @@ IMAGE = {
     "flux": FLUX, "kontext": KONTEXT, "flux2": FLUX2, "longcat": LONGCAT, "ovis": OVIS, "chroma": CHROMA,
     "radiance": RADIANCE, "sd3": SD3, "qwen_image": QWEN_IMAGE, "qwen_edit": QWEN_EDIT, "mage_flow": MAGE_FLOW,
     "lens": LENS, "joyimage": JOYIMAGE, "aura_flow": AURA_FLOW, "lumina2": LUMINA2, "z_image": Z_IMAGE,
-    "hidream": HIDREAM, "krea2": KREA2, "ernie": ERNIE, "cosmos_predict2": COSMOS_PREDICT2, "anima": ANIMA,
-    "kandinsky5_image": KANDINSKY5_IMAGE, "hunyuan_image": HUNYUAN_IMAGE,
+    "z_image_pixel": Z_IMAGE_PIXEL, "omnigen2": OMNIGEN2, "hidream": HIDREAM, "krea2": KREA2, "ernie": ERNIE,
+    "cosmos_predict2": COSMOS_PREDICT2, "anima": ANIMA, "kandinsky5_image": KANDINSKY5_IMAGE,
+    "hunyuan_image": HUNYUAN_IMAGE,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from .tiny_model import TinyModel, padded, randn
@@ -82,7 +83,23 @@ KANDINSKY5 = TinyModel(
     latent=(16, 3, 6, 10), pooled_dim=64, since="0.33.0",
 )  # fmt: skip
 
+COGVIDEOX = TinyModel(
+    "CogVideoX", "cogvideox", "CogVideoX_T2V",
+    {
+        "image_model": "cogvideox", "num_attention_heads": 2, "attention_head_dim": 32, "in_channels": 16,
+        "out_channels": 16, "time_embed_dim": 64, "text_embed_dim": 64, "num_layers": 4,
+        "use_rotary_positional_embeddings": True,
+    },
+    latent=(16, 3, 6, 10), since="0.33.0",
+)  # fmt: skip
+
+# Positions of a table, added to the tokens once; its size divides by 3 and 8.
+COGVIDEOX_2B = replace(
+    COGVIDEOX, title="CogVideoX 2B",
+    unet_config=COGVIDEOX.unet_config | {"use_rotary_positional_embeddings": False, "attention_head_dim": 48},
+)  # fmt: skip
+
 VIDEO = {
     "hunyuan_video": HUNYUAN_VIDEO, "hunyuan_video15": HUNYUAN_VIDEO15, "ltxv": LTXV, "ltxav": LTXAV, "cosmos": COSMOS,
-    "mochi": MOCHI, "kandinsky5": KANDINSKY5,
+    "mochi": MOCHI, "kandinsky5": KANDINSKY5, "cogvideox": COGVIDEOX, "cogvideox_2b": COGVIDEOX_2B,
 }  # fmt: skip

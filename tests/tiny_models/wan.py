@@ -129,6 +129,14 @@ SCAIL = replace(
     since="0.33.0",
 )  # fmt: skip
 
+SCAIL2 = replace(
+    SCAIL, title="Wan SCAIL 2", config="WAN21_SCAIL2", unet_config=SCAIL.unet_config | {"model_type": "scail2"},
+    extra=lambda t, g, n: SCAIL.extra(t, g, n) | {
+        "driving_mask_28ch": randn(g, 1, 3, 28, t.latent[2] // 2, t.latent[3] // 2),
+        "ref_mask_28ch": randn(g, 1, 1 + t.latent[1], 28, *t.latent[2:]), "ref_mask_flag": False,
+    },
+)  # fmt: skip
+
 WANDANCER = replace(
     WAN, title="WanDancer", config="WAN22_WanDancer", latent=(16, 3, 8, 8), since="0.33.0",
     unet_config=_SMALL | {
@@ -141,5 +149,5 @@ WANDANCER = replace(
 WANS = {
     "wan": WAN, "wan_i2v": I2V, "wan_5b": WAN_5B, "wan_vace": VACE, "wan_camera": CAMERA, "wan_fun": FUN_CONTROL,
     "wan_s2v": S2V, "wan_humo": HUMO, "wan_animate": ANIMATE, "wan_animate2": ANIMATE2, "wan_scail": SCAIL,
-    "wandancer": WANDANCER,
+    "wan_scail2": SCAIL2, "wandancer": WANDANCER,
 }  # fmt: skip
