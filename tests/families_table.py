@@ -10,7 +10,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from tiny_models import TINY_MODELS  # noqa: E402
 
-from para_core.families import FAMILIES, ModelFamily  # noqa: E402
+from para_core.families import FAMILIES, REASONS, ModelFamily  # noqa: E402
 
 OLDER, NEWER = "0.3.64", "0.33.0"
 HEADER = (
@@ -27,7 +27,7 @@ HEADER = (
 def table() -> str:
     """A row for each family that ComfyUI's models belong to, and what is refused."""
     rows = [HEADER, tuple("---" for _ in HEADER), *(_row(family) for family in _families())]
-    refused = [f"- `{name}`: {reason}" for family in FAMILIES for name, reason in sorted(family.refuses.items())]
+    refused = [f"- `{name}`: {reason}" for name, reason in sorted(REASONS.items())]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     reasons = [(name, reason) for family in FAMILIES for name, reason in sorted(family.unsharded.items())]
     alone = [f"- `{name}`: {reason}" for name, reason in dict.fromkeys(reasons)]

@@ -7,10 +7,13 @@ import pkgutil
 from torch import nn
 
 from .family import BlockStack, ModelFamily
+from .refused import REFUSED
 from .sharding import Attention, PerToken, Sharding
 from .stream import Stream
 
-__all__ = ["FAMILIES", "Attention", "BlockStack", "ModelFamily", "PerToken", "Sharding", "Stream", "family_of"]
+__all__ = [
+    "FAMILIES", "REASONS", "Attention", "BlockStack", "ModelFamily", "PerToken", "Sharding", "Stream", "family_of",
+]  # fmt: skip
 
 # Every file of this folder is a family, or a few close ones; a leading underscore marks another file's.
 FAMILIES: tuple[ModelFamily, ...] = tuple(
@@ -19,6 +22,9 @@ FAMILIES: tuple[ModelFamily, ...] = tuple(
     for name, found in vars(importlib.import_module(f"{__name__}.{module.name}")).items()
     if isinstance(found, ModelFamily) and not name.startswith("_")
 )
+
+# Class names that cannot be served, those of families' close relatives included, with the reason.
+REASONS: dict[str, str] = REFUSED | {name: reason for family in FAMILIES for name, reason in family.refuses.items()}
 
 
 def family_of(model: nn.Module) -> ModelFamily:
@@ -41,10 +47,9 @@ def _families_of_class(model_class: type[nn.Module]) -> tuple[ModelFamily, ...]:
     """Those that name the class, or else the nearest class above it; those with a marker first."""
     for cls in model_class.__mro__:
         path = f".{cls.__module__}.{cls.__qualname__}"
-        for family in FAMILIES:
-            for name, reason in family.refuses.items():
-                if path.endswith(f".{name}"):
-                    raise ValueError(f"{model_class.__name__} cannot be accelerated: {reason}. Remove the node.")
+        for name, reason in REASONS.items():
+            if path.endswith(f".{name}"):
+                raise ValueError(f"{model_class.__name__} cannot be accelerated: {reason}. Remove the node.")
         found = [family for family in FAMILIES if any(path.endswith(f".{name}") for name in family.classes)]
         if found:
             return tuple(sorted(found, key=lambda family: not family.marker))

@@ -6,7 +6,7 @@ from .sharding import PerToken, Sharding
 # ComfyUI: comfy/ldm/lumina/model.py. No hooks; model patches are written into the tensor behind a block.
 LUMINA2 = ModelFamily(
     name="lumina2",
-    models="Lumina 2, Z-Image",
+    models="Lumina 2, Z-Image (in pixels too)",
     classes=("NextDiT",),
     stacks=(
         BlockStack(
@@ -22,5 +22,6 @@ LUMINA2 = ModelFamily(
             ),
         ),
     ),
+    sharded=("NextDiTPixelSpace",),
     residual_diff_threshold=0.1,
 )

@@ -15,7 +15,9 @@ _SHARDING = Sharding(
 # ComfyUI: comfy/ldm/wan/. In place: VACE, S2V and WanDancer add their branch behind a block, and so do model patches.
 WAN = ModelFamily(
     name="wan",
-    models="Wan 2.1 and 2.2: T2V, I2V, 5B, Fun Control, Camera, S2V, HuMo, Animate, Animate 2, SCAIL, WanDancer",
+    models=(
+        "Wan 2.1 and 2.2: T2V, I2V, 5B, Fun Control, Camera, S2V, HuMo, Animate, Animate 2, SCAIL, SCAIL 2, WanDancer"
+    ),
     classes=("WanModel",),
     stacks=(
         BlockStack(

@@ -1,15 +1,18 @@
 """What a model family says about itself, and how the one of a model is found; no host involved."""
 
+import importlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import families_table
 import pytest
-from tiny_models import TINY_MODELS
+from tiny_models import TINY_MODELS, host_version
 from torch import nn
 
-from para_core.families import FAMILIES, BlockStack, ModelFamily, Stream, family_of
+from para_core.families import FAMILIES, REASONS, BlockStack, ModelFamily, Stream, family_of
 from para_core.families.flux import FLUX
+from para_core.families.refused import REFUSED
 
 ROOT = Path(__file__).absolute().parents[2]
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family.name} {family.marker}".strip())
@@ -73,13 +76,25 @@ def test_an_unknown_class_is_refused_by_name_with_what_is_supported():
     assert all(family.models in first for family in FAMILIES)
 
 
-@pytest.mark.parametrize(("name", "reason"), [item for family in FAMILIES for item in family.refuses.items()])
+@pytest.mark.parametrize(("name", "reason"), REASONS.items())
 def test_a_class_that_cannot_be_served_is_refused_with_the_reason(name, reason):
-    family = next(family for family in FAMILIES if name in family.refuses)
-    served = model_class(family.classes[0])
+    family = next((family for family in FAMILIES if name in family.refuses), None)
+    served = model_class(family.classes[0]) if family else nn.Module
     for refused in (model_class(name, served), model_class("Derived", model_class(name, served))):
         with pytest.raises(ValueError, match=f"^{refused.__name__} cannot be accelerated: {reason}. Remove the node"):
             family_of(refused())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_refused_class_is_comfyuis(comfy, name):
+    """A name that no host has would refuse nothing."""
+    importlib.import_module("comfy.model_base")  # which imports every model
+    modules = [module for path, module in sys.modules.items() if path.startswith("comfy.ldm.")]
+    found = [module for module in modules if hasattr(module, name)]
+    if not found and host_version() < (0, 33):
+        pytest.skip(f"this ComfyUI has no {name}")
+    with pytest.raises(ValueError, match=f"^{name} cannot be accelerated: "):
+        family_of(object.__new__(getattr(found[0], name)))
 
 
 def test_blocks_are_found_in_lists_dicts_and_layers():
