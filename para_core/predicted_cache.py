@@ -50,12 +50,13 @@ class PredictedCache(ResidualCache):
       computed steps where they extrapolated. Half of the difference, each step by its width, is added to its output,
       which brings the sampler back to where it would have been.
 
-    What is compared is a sample of at most SAMPLE values of each residual, always where the model is.
+    What is compared is a sample of each residual, always where the model is: of every STRIDEth value of one with more
+    than SMALL of them, at most SAMPLE.
     """
 
     SAMPLE = 2**20
-    STRIDE_BESIDE_HOST = 7  # where the residuals are in CPU memory: what stays is to be small
-    SMALL = 2**16  # values that may stay in any case
+    SMALL = 2**16
+    STRIDE = 7  # at least, of a residual that is not small: a seventh tells as much, and costs less
     FINAL_WEIGHT = 2.5
     CORRECT = 0.5
     MAX_CORRECTION = 0.2  # of the residual; beyond it the model's output layer is far from linear
@@ -178,7 +179,7 @@ class PredictedCache(ResidualCache):
 
     def _sample(self, residual: Tensor) -> Tensor:
         size = residual.numel()
-        stride = max(-(-size // self.SAMPLE), min(size // self.SMALL, self.STRIDE_BESIDE_HOST) if self._in_host else 1)
+        stride = max(-(-size // self.SAMPLE), min(size // self.SMALL, self.STRIDE), 1)
         while math.gcd(stride, residual.shape[-1]) > 1:  # else it would visit some of the channels only
             stride += 1
         sample = residual.reshape(-1)[::stride]

@@ -68,8 +68,9 @@ def test_every_node_has_a_help_page_that_names_its_inputs(pack, language):
             assert [text["name"] for text in entry["inputs"].values() if f"- **{text['name']}**" not in page] == []
 
 
-def test_performance_pages_have_the_same_figures():
-    names = ("performance.md", "performance/zh.md")
+@pytest.mark.parametrize("name", ["performance", "caches"])
+def test_pages_of_figures_have_the_same_ones(name):
+    names = (f"{name}.md", f"{name}/zh.md")
     pages = [(ROOT / "web" / "docs" / name).read_text(encoding="utf-8") for name in names]
     english, chinese = (
         [re.findall(r"\d[\d.,]*", line) for line in page.splitlines() if line.startswith("|")] for page in pages
