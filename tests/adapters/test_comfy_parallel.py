@@ -1,9 +1,12 @@
 """The Context-Parallel Launcher's MODEL on real processes: two ranks on gloo, ComfyUI's own sampler in this one."""
 
 import copy
+import os
+import signal
 
 import pytest
-from tiny_models import TINY_MODELS, build, fbcache, relative, sample
+import torch
+from tiny_models import TINY_MODELS, build, conditioning, fbcache, flux_control, relative, sample
 from tiny_models.lora import lora
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -57,3 +60,39 @@ def test_quantized_blocks_err_as_on_one_device(parallel, scheme):
     assert 1e-3 < own_error < 0.2
     assert relative(there, here) <= (EXACT if scheme == "fp8_weight_only" else own_error)
     assert relative(there, exact) <= 1.2 * own_error
+
+
+def test_four_ranks_with_everything_on_and_one_of_them_killed(comfy):
+    """Ring of 2 x Ulysses 2: LoRA, ControlNet, int8 weights and the cache, at cfg 4 with unequal prompts."""
+    from comfy.patcher_extension import WrappersMP
+
+    from para_core.adapters.comfy_groups import Groups
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.adapters.comfy_quantization import apply_quantization
+    from para_core.parallel_config import ParallelConfig
+
+    quantized, _ = apply_quantization(lora(build(FLUX), 0.7), "int8_weight_only")
+    call = {"cfg": 4.0, "num_tokens": (9, 5), "positive": conditioning(FLUX, 1, 9, control=flux_control())}
+    cache = {"max_consecutive_hits": 2, "decision": "prediction", "order": 1}
+    reports = []
+    expected = sample(fbcache(quantized, 100.0, reports.append, **cache), FLUX, **call)
+    config, groups = ParallelConfig(("cpu",) * 4, ring_degree=2, ulysses_degree=2), Groups()
+    try:
+        model = fbcache(apply_parallel(quantized, config, groups.session), 100.0, reports.append, **cache)
+        result = sample(model, FLUX, **call)
+        assert relative(result, expected) <= EXACT
+        here, there = (report for report in reports if report.finished)
+        assert there.num_block_calls == here.num_block_calls < here.num_block_calls_baseline
+
+        calls = iter(range(1000))
+
+        def kills_a_rank(executor, *args, **kwargs):
+            if next(calls) == 7:
+                os.kill(groups.state()[0]["ranks"][2]["pid"], signal.SIGKILL)
+            return executor(*args, **kwargs)
+
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "kills", kills_a_rank)
+        assert torch.equal(sample(model, FLUX, **call), result)
+        assert groups.state()[0]["restarts"] == 1 and next(calls) > 8
+    finally:
+        groups.close()
