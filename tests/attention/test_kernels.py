@@ -139,3 +139,21 @@ def test_merge_does_not_overflow():
         torch.ones(1, 1, 1, 1), torch.full((1, 1, 1), 3e4), torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1), -3e4)
     )
     assert out.item() == 1 and lse.item() == 3e4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", kernels.CUDA_KERNELS)
+@pytest.mark.parametrize("shape", [None, (1, 1, 1, 37), (2, 4, 35, 37)], ids=["no mask", "keys", "whole"])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_kernels_of_a_gpu_give_the_reference_s_result_and_lse(name, shape, key_heads):
+    """Odd counts: some pad the log-sum-exp, some demand aligned masks."""
+    q, k, v = (x.to("cuda", torch.bfloat16) for x in tensors(35, 37, key_heads=key_heads))
+    bias = None if shape is None else torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    found, runs = kernels.CUDA_KERNELS[name]
+    params = torch.backends.cuda.SDPAParams(q, k, v, bias, 0.0, False, key_heads != 4)
+    if not runs(params):
+        pytest.skip(f"{name} does not take these on {torch.cuda.get_device_name()}")
+    out, lse = found(q, k, v, bias, None)
+    expected = reference(q.float(), k.float(), v.float(), None if bias is None else bias.float(), None)
+    torch.testing.assert_close(out.float(), expected[0], atol=3e-2, rtol=0)
+    torch.testing.assert_close(lse, expected[1], atol=3e-2, rtol=0)
