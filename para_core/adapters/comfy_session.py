@@ -176,10 +176,12 @@ class Session:
             self.on_devices = None
             # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
-                self.group.call("unload", {"forget": False})
+                self.group.call("unload", {"forget": False}, cancelled=cancelled)
             # Not into the host's memory management, which would end its prompt thread.
-            except (WorkerError, comfy.model_management.InterruptProcessingException) as error:
+            except WorkerError as error:
                 logger.warning("the ranks did not free their devices: %s", error)
+            except comfy.model_management.InterruptProcessingException:
+                comfy.model_management.interrupt_current_processing()  # for whom it was meant: the run, if there is one
 
     def _tell_compiled(self, answer: Mapping, run: Run | None = None) -> None:
         option = (run or self._run).compile

@@ -45,7 +45,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--num-threads", type=int, default=1, help="of a rank on the CPU")
     parser.add_argument("--start-timeout", type=float, default=120.0, help="seconds until all ranks are ready")
-    parser.add_argument("--collective-timeout", type=float, default=600.0, help="seconds")
+    parser.add_argument(
+        "--collective-timeout", type=float, default=600.0, help="seconds; also for the other ranks once one is done"
+    )
+    parser.add_argument(
+        "--call-timeout", type=float, default=3600.0, help="seconds of a call in which no rank gets anywhere"
+    )
     parser.add_argument(
         "--heartbeat-timeout", type=float, default=20.0, help="seconds until a silent rank counts as dead"
     )
@@ -57,10 +62,10 @@ def arguments() -> argparse.Namespace:
 
 def group_config(given: argparse.Namespace) -> GroupConfig:
     cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
-    passed = ("service", "backend", "num_threads", "start_timeout", "collective_timeout", "heartbeat_timeout")
+    passed = ("service", "backend", "num_threads", "start_timeout", "collective_timeout", "call_timeout")
+    passed += ("heartbeat_timeout", "failure_grace")
     return GroupConfig(
         devices=(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu",),
-        failure_grace=given.failure_grace,
         **{name: getattr(given, name) for name in passed},
     )
 

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from .call_watch import done_key, failure_key
 from .root_store import ControlStore, LeadersStore
 from .shared_memory import ReceivedBuffer, SharedMemory
-from .status import Status, failure_key
+from .status import Status
 
 CHUNK = 1 << 28  # bytes broadcast at once
 
 
 class Rounds:
-    """The control store's keys: call/<n> from rank 0, done/<n>/<rank> from the others, failed/<n> from who fails."""
+    """The control store's keys: call/<n> from rank 0, done/<n>/<rank> from each, failed/<n> from who fails."""
 
     def __init__(self, store: LeadersStore, rank: int, world_size: int) -> None:
         self._store = store
@@ -40,15 +41,15 @@ class Rounds:
         return rank, error
 
     def finish(self, call: int, status: Status) -> None:
-        self._store.set(f"done/{call}/{self.rank}", json.dumps(status.as_dict()))
+        self._store.set(done_key(call, self.rank), json.dumps(status.as_dict()))
 
     def statuses(self, call: int) -> list[Status]:
-        """Of the other ranks, once all have finished."""
-        keys = [f"done/{call}/{rank}" for rank in range(1, self.world_size)]
-        found = [Status(**json.loads(self._store.get(key))) for key in keys]
-        for key in (*keys, f"call/{call}"):
+        """Of every rank, once all have finished."""
+        return [Status(**json.loads(self._store.get(done_key(call, rank)))) for rank in range(self.world_size)]
+
+    def forget(self, call: int) -> None:
+        for key in (f"call/{call}", *(done_key(call, rank) for rank in range(self.world_size))):
             self._store.delete(key)
-        return found
 
 
 class Memories:

@@ -25,6 +25,7 @@ from pathlib import Path
 from .protocol import MAX_SHARED
 
 MAX_FRAME = 1 << 18
+GIVE_UP = {"method": "", "give_up": True}  # the frame that asks for new ranks instead of an answer
 TAKEN = {"taken": True}  # the frame to a client beside the one that is served
 MAX_HANDSHAKES = 32  # at once; the oldest gives way
 HANDSHAKE_TIMEOUT = 5.0

@@ -26,9 +26,11 @@ class GroupConfig:
 
     service: "package.module:Factory". sys_path: folders from which the ranks import, before everything else, in their
     order; this pack's own follows them. environment: set for the ranks on top of this process's. num_threads: of a
-    rank on the CPU. Times are seconds: start_timeout until all ranks are ready, collective_timeout of the process
-    group, heartbeat_timeout until a rank that gives no sign of life counts as dead, failure_grace for the other ranks
-    once one has raised. max_restarts: how many losses of a rank in a row are made good before an error.
+    rank on the CPU. Times are seconds: start_timeout until all ranks are ready; collective_timeout of the process
+    group, for the other ranks once one has finished a call, and for a call that its caller has left; call_timeout for
+    a call in which no rank finishes or enters a collective (a step may take many minutes, and a compilation too);
+    heartbeat_timeout until a rank that gives no sign of life counts as dead; failure_grace for the other ranks once
+    one has raised. max_restarts: how many losses of a rank in a row are made good before an error.
     """
 
     devices: tuple[str, ...]
@@ -39,6 +41,7 @@ class GroupConfig:
     num_threads: int = 1
     start_timeout: float = 120.0
     collective_timeout: float = 600.0
+    call_timeout: float = 3600.0
     heartbeat_timeout: float = 20.0
     failure_grace: float = 5.0
     max_restarts: int = 2
@@ -62,7 +65,7 @@ class GroupConfig:
                 f"num_threads={self.num_threads}, max_restarts={self.max_restarts}; "
                 "a rank needs at least one thread, and restarts cannot be negative"
             )
-        times = ("start_timeout", "collective_timeout", "heartbeat_timeout", "failure_grace")
+        times = ("start_timeout", "collective_timeout", "call_timeout", "heartbeat_timeout", "failure_grace")
         if wrong := [f"{name}={getattr(self, name)}" for name in times if not getattr(self, name) > 0]:
             raise ValueError(f"{', '.join(wrong)}; times are seconds above 0")
 

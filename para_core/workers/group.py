@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -13,11 +14,14 @@ from pathlib import Path
 
 from .channel import POLL, ConnectionLost
 from .config import GroupConfig
+from .describe import describe
 from .errors import WorkerError
 from .launch import LocalGroup
 from .line import Line, Overdue, Patience
 from .losses import Losses
 from .protocol import Message, Payload
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerGroup:
@@ -89,10 +93,12 @@ class WorkerGroup:
         """Runs the service's method on every rank with the same payload; rank 0's result, tensors on the CPU.
 
         cancelled: asked every 50 ms; where it returns true (Cancelled) or raises, the call is left at once: the ranks
-        finish it, and the next call waits for that. timeout: seconds for the ranks' work; then they are replaced.
+        finish it, and the next call waits for that, for collective_timeout at most: ranks that take longer are
+        replaced. timeout: seconds for the ranks' work; then they are replaced.
         A lost rank is replaced, `recover` called and the payload sent again, max_restarts times in a row.
-        Raises WorkerError with rank and traceback where a rank raised (the group stays usable), or is lost for good
-        (the group is closed then); ValueError for a payload that cannot travel.
+        Raises WorkerError with rank and traceback where a rank raised or hangs (the group stays usable, perhaps with
+        new ranks; the call is not made again), or is lost for good (the group is closed then); ValueError for a
+        payload that cannot travel.
         """
         if not method.isidentifier() or method.startswith("_"):
             raise ValueError(f"method={method!r} cannot be called; give the name of a public method of the service")
@@ -153,7 +159,7 @@ class WorkerGroup:
     ) -> Payload:
         look = Patience(cancelled)
         if self._line.is_open:
-            self._line.settle(look)
+            self._settle(look)
         if not self._line.is_open:
             self._connect(look)
         self._recover()
@@ -168,6 +174,19 @@ class WorkerGroup:
         if not self._recovering:
             self._losses.forget()
         return answer
+
+    def _settle(self, look: Patience) -> None:
+        """What nobody wants any longer is worth no more waiting than new ranks are."""
+        look.limit(self.config.collective_timeout - self._line.left_for)
+        try:
+            self._line.settle(look)
+        except Overdue:
+            stacks = self._replace()
+            limit = self.config.collective_timeout
+            self._losses.latest = WorkerError(f"the ranks hung for {limit:g} s in a call that was left", details=stacks)
+            logger.warning("%s", self._losses.latest)
+        finally:
+            look.limit(None)
 
     def _recover(self) -> None:
         incarnation = self._line.hello["incarnation"]
@@ -214,13 +233,15 @@ class WorkerGroup:
             raise
 
     def _overdue(self, method: str, timeout: float) -> WorkerError:
-        """Where the ranks hang is worth more than that they do."""
-        details = ""
-        if self._local is not None:
-            details = self._local.stacks()
-            self._local.kill_ranks()
-        self._line.close()
+        details = self._replace()
         return WorkerError(f"no answer to {method} within {timeout:g} s; the ranks are replaced", details=details)
+
+    def _replace(self) -> str:
+        """New ranks for those that hang; where they hang, which is worth more than that they do."""
+        stacks = self._line.give_up()
+        if stacks is None and self._local is not None:
+            self._local.kill_ranks()
+        return stacks or ""
 
 
 def _closed() -> WorkerError:
@@ -249,28 +270,7 @@ def attach(
     line = Line(path, key.read_bytes())
     group = WorkerGroup(line, Losses(None, max_restarts), config)
     group._join(cancelled)
-    group.config = replace(config, devices=tuple(peer["device"] for peer in line.hello["ranks"]))
+    hello = line.hello
+    devices = tuple(peer["device"] for peer in hello["ranks"])
+    group.config = replace(config, devices=devices, collective_timeout=hello["collective_timeout"])
     return group
-
-
-def describe(line: Line, losses: Losses, local: LocalGroup | None, *, alive: bool) -> dict:
-    """See WorkerGroup.state: a rank has rank, device, pid, state, memory_bytes, error and log (its last lines)."""
-    peers = line.hello.get("ranks", [])
-    if local is not None and not peers:
-        peers = [{"device": device} for device in local.config.devices]
-    pids = local.pids() if local is not None else {rank: peer.get("pid") for rank, peer in enumerate(peers)}
-    state = line.state() if alive else "lost"
-    error = losses.latest
-    ranks = [
-        {
-            "rank": rank,
-            "device": peer["device"],
-            "pid": pids.get(rank),
-            "state": state if pids.get(rank) else "starting" if alive else "lost",
-            "memory_bytes": line.memory[rank] if rank < len(line.memory) else 0,
-            "error": str(error) if error is not None and error.rank == rank else "",
-            "log": local.directory.last_lines(rank) if local is not None else [],
-        }
-        for rank, peer in enumerate(peers)
-    ]
-    return {"address": str(line.address), "restarts": line.hello.get("restarts", 0), "ranks": ranks}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -60,16 +59,6 @@ class LocalGroup:
         """The agent starts new ones."""
         for pid in self.pids().values():
             kill_process_group(pid)
-
-    def stacks(self) -> str:
-        """Where each rank is: every thread's stack, as faulthandler writes it."""
-        pids = self.pids()
-        for pid in pids.values():
-            os.kill(pid, signal.SIGUSR1)
-        time.sleep(0.5)
-        return "\n".join(
-            f"rank {rank} was at:\n" + "\n".join(self.directory.last_lines(rank, 40)) for rank in sorted(pids)
-        )
 
     def failure_to_start(self) -> tuple[int | None, str] | None:
         """Rank and text, once something failed that a restart does not mend."""

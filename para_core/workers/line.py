@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
-from .channel import POLL, TAKEN, Connection, ConnectionLost, connect
+from .channel import GIVE_UP, POLL, TAKEN, Connection, ConnectionLost, connect
 from .errors import Cancelled, WorkerError, cause_of
 from .protocol import Block, Message, Payload, as_it_lies, decode
 from .shared_memory import GrowingBuffer, LentAnswers, SharedMemory
+
+GIVE_UP_WITHIN = 5.0  # seconds for rank 0 to ask the others where they are
 
 
 class Overdue(Exception):
@@ -48,6 +50,7 @@ class Line:
         self._key = key
         self._connection: Connection | None = None
         self._owed = False  # an answer to a question that was left
+        self._left = 0.0  # when that was, by time.monotonic()
         self._outbox = GrowingBuffer()
         self._answers = LentAnswers()
 
@@ -73,6 +76,11 @@ class Line:
             raise
         self._connection = connection
 
+    @property
+    def left_for(self) -> float:
+        """Seconds since the question was left to whose answer settle() waits, 0 where there is none."""
+        return time.monotonic() - self._left if self._owed else 0.0
+
     def settle(self, look: Callable[[], None]) -> None:
         """Ready for a question: the answer to one that was left is awaited and thrown away."""
         if self._owed:
@@ -95,16 +103,30 @@ class Line:
             self._owed = True
             self._await(look)
         finally:
+            self._left = time.monotonic()
             for memory in shared:
                 memory.close()
         frame = self._take()
         if not frame["ok"]:
-            rank, error = frame["rank"], frame["error"]
-            raise WorkerError(f"rank {rank} raised in {method}: {cause_of(error)}", rank=rank, details=error)
+            raise _error(method, frame)
         answer, ours = self._answers.message(frame["answer"], frame["size"])
         result = decode(answer, [], own=as_it_lies if ours else torch.clone)
         self._answers.settle()
         return result
+
+    def give_up(self) -> str | None:
+        """Instead of settle(): has the ranks replaced, and closes. Where they were; None where rank 0 does not hear."""
+        deadline = time.monotonic() + GIVE_UP_WITHIN
+        try:
+            self._connected().send(GIVE_UP)
+            while not self._connected().poll(POLL):
+                if time.monotonic() > deadline:
+                    return None
+            return self._take().get("stacks", "")
+        except ConnectionLost:
+            return None
+        finally:
+            self.close()
 
     def state(self) -> str:
         """busy, idle, or starting: there is no connection, or it has ended."""
@@ -142,6 +164,15 @@ class Line:
         if frame.get("leaving"):
             self.close()  # the ranks are out of step: new ones are on their way
         return frame
+
+
+def _error(method: str, frame: dict) -> WorkerError:
+    rank, error, stacks = frame["rank"], frame["error"], frame.get("stacks", "")
+    if why := frame.get("hangs"):
+        who = "all ranks hang" if rank is None else f"rank {rank} hangs"
+        return WorkerError(f"{who} in {method}: {why}; new ones are started", rank=rank, details=stacks)
+    details = f"{error}\n{stacks}" if stacks else error
+    return WorkerError(f"rank {rank} raised in {method}: {cause_of(error)}", rank=rank, details=details)
 
 
 def _filled(block: Block) -> SharedMemory:

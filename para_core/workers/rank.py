@@ -60,7 +60,7 @@ def join(place: Place, config: GroupConfig) -> Callable[[], None]:
     service = made(config.service, context)
     if place.rank:
         return Follower(context, service, place.root).run
-    leader = Leader(context, service, place.root, config.failure_grace)
+    leader = Leader(context, service, place.root, config)
     return lambda: leader.run(place.socket, place.key)
 
 

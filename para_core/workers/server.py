@@ -6,17 +6,20 @@ import contextlib
 import json
 import os
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from .call_watch import CallWatch, Verdict
 from .calls import Memories, Rounds
-from .channel import Connection, ConnectionLost, Listener
-from .config import WorkerContext
+from .channel import GIVE_UP, Connection, ConnectionLost, Listener
+from .config import GroupConfig, WorkerContext
 from .protocol import Message, Payload, as_it_lies, decode
 from .root_store import Root
 from .shared_memory import Answers, ReceivedBuffer, SharedMemory
-from .status import ABANDONED, FailureWatch, Status, formatted, in_step
+from .stacks import StackTeller
+from .status import ABANDONED, Status, formatted, in_step
 
 
 class Performer:
@@ -62,6 +65,10 @@ class Performer:
 
 
 class Follower(Performer):
+    def __init__(self, context: WorkerContext, service: object, root: Root) -> None:
+        super().__init__(context, service, root)
+        StackTeller(root.control(), context.rank)
+
     @torch.inference_mode()
     def run(self) -> None:
         call = 0
@@ -82,23 +89,27 @@ class Follower(Performer):
 
 
 class Leader(Performer):
-    def __init__(self, context: WorkerContext, service: object, root: Root, grace: float) -> None:
+    def __init__(self, context: WorkerContext, service: object, root: Root, config: GroupConfig) -> None:
         super().__init__(context, service, root)
         self._incarnation = secrets.token_hex(8)
+        self._patience = config.collective_timeout
         self._call = 0
         self._generation = 0
         self._answers = Answers()
         self._connection: Connection | None = None
-        self._watch = FailureWatch(root.control(), grace, self._abandon)
+        self._watch = CallWatch(
+            root.control(), context.world_size, config, given_up=self._given_up, report=self._abandon
+        )
 
     @torch.inference_mode()
     def run(self, socket: Path, key: bytes) -> None:
         listener = Listener(socket, key, one_at_a_time=True)
-        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        hello = {"incarnation": self._incarnation, "ranks": self.peers, "collective_timeout": self._patience}
+        hello["restarts"] = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         while True:
             self._connection = listener.accept()
             try:
-                self._connection.send({"incarnation": self._incarnation, "restarts": restarts, "ranks": self.peers})
+                self._connection.send(hello)
                 self.inbox.close()
                 self._answers.close()
                 while True:
@@ -107,6 +118,8 @@ class Leader(Performer):
                 self._connection.close()
 
     def _serve(self, request: dict, descriptors: list[int]) -> None:
+        if request == GIVE_UP:  # it came beside the answer; the client counts on new ranks
+            os._exit(ABANDONED)
         shared = self._taken(request, descriptors)
         order = {"method": request["method"], "size": request["size"], "pid": os.getpid()}
         order["inbox"] = [self.inbox.memory.descriptor, self.inbox.memory.size, self._generation]
@@ -114,7 +127,10 @@ class Leader(Performer):
         self._watch.begin(self._call)
         self.rounds.announce(self._call, order)
         answer, status = self._lead(request, shared)
-        statuses = [status, *self.rounds.statuses(self._call)]
+        self.rounds.finish(self._call, status)
+        statuses = self.rounds.statuses(self._call)
+        self._watch.end()
+        self.rounds.forget(self._call)
         for block in shared:
             block.close()
         self.inbox.settle()
@@ -153,30 +169,25 @@ class Leader(Performer):
         memory_bytes = [status.memory_bytes for status in statuses]
         if any(status.error for status in statuses):
             leaving = not in_step(statuses)
-            with self._watch.lock:
-                self._watch.end()
-                rank, error = self.rounds.first_failure(self._call)
-                frame = {"ok": False, "rank": rank, "error": error, "memory": memory_bytes, "leaving": leaving}
-                try:
-                    self._connection.send(frame)
-                finally:  # also where the client is gone
-                    if leaving:
-                        os._exit(ABANDONED)
+            rank, error = self.rounds.first_failure(self._call)
+            frame = {"ok": False, "rank": rank, "error": error, "memory": memory_bytes, "leaving": leaving}
+            try:
+                self._connection.send(frame)
+            finally:  # also where the client is gone
+                if leaving:
+                    os._exit(ABANDONED)
             return
         number, buffer, memory = self._answers.reserve(message.size, lent)
         message.write(buffer)
-        with self._watch.lock:
-            self._watch.end()
-            frame = {
-                "ok": True,
-                "size": message.size,
-                "memory": memory_bytes,
-                "answer": number,
-                "buffer": memory.size if memory else 0,
-            }
-            self._connection.send(frame, [memory.descriptor] if memory else None)
+        frame = {"ok": True, "size": message.size, "memory": memory_bytes, "answer": number}
+        frame["buffer"] = memory.size if memory else 0
+        self._connection.send(frame, [memory.descriptor] if memory else None)
 
-    def _abandon(self, rank: int, error: str) -> None:
+    def _given_up(self) -> bool:
+        """In a call a client sends nothing but GIVE_UP; of one that is gone the ranks finish the call."""
+        return not self._connection.hung_up and self._connection.poll(0)
+
+    def _abandon(self, verdict: Verdict) -> None:
         # The client may be gone; this process ends in any case.
         with contextlib.suppress(ConnectionLost):
-            self._connection.send({"ok": False, "rank": rank, "error": error, "memory": [], "leaving": True})
+            self._connection.send({"ok": False, "memory": [], "leaving": True} | asdict(verdict))

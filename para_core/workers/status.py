@@ -1,22 +1,15 @@
-"""What each rank says after a call, and the watch for a call in which one rank has failed while others hang."""
+"""What each rank says after a call."""
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.distributed as dist
 
-from .root_store import LeadersStore
-
 ABANDONED = 70  # exit code
-INTERVAL = 0.2
 MAX_TRACEBACK = 16_000  # characters
 
 
@@ -48,8 +41,8 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def sequences() -> dict[str, int]:
-    groups = dist.distributed_c10d._world.pg_names
-    return {str(name): int(group._get_sequence_number_for_group()) for group, name in groups.items()}
+    groups = list(dist.distributed_c10d._world.pg_names.items())  # a copy: another thread may make one
+    return {str(name): int(group._get_sequence_number_for_group()) for group, name in groups}
 
 
 def in_step(statuses: list[Status]) -> bool:
@@ -66,50 +59,10 @@ def formatted(error: BaseException) -> str:
     text = "".join(traceback.format_exception(error))
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
     if len(text) > MAX_TRACEBACK:
         text = f"{text[: MAX_TRACEBACK // 2]}\n...\n{text[-MAX_TRACEBACK // 2 :]}"
     return text
-
-
-class FailureWatch:
-    """Runs in rank 0: once a rank has reported a failure, the call may take `grace` seconds more.
-
-    A rank that raised inside a collective leaves the others waiting in it. report(rank, error) then tells the client,
-    and the process ends, so that the agent replaces all ranks.
-    """
-
-    def __init__(self, store: LeadersStore, grace: float, report: Callable[[int, str], None]) -> None:
-        self._store = store
-        self._grace = grace
-        self._report = report
-        self._call: int | None = None
-        self.lock = threading.Lock()  # held while a call's answer is sent
-        threading.Thread(target=self._run, name="para-failures", daemon=True).start()
-
-    def begin(self, call: int) -> None:
-        with self.lock:
-            self._call = call
-
-    def end(self) -> None:
-        """With the lock held."""
-        self._call = None
-
-    def _run(self) -> None:
-        failed_call, since = None, 0.0
-        while True:
-            time.sleep(INTERVAL)
-            call = self._call
-            if call is None or not self._store.check(failure_key(call)):
-                continue
-            if call != failed_call:
-                failed_call, since = call, time.monotonic()
-            elif time.monotonic() - since > self._grace:
-                with self.lock:
-                    if self._call == call:
-                        # By this thread's own store: the main thread may wait with the other one.
-                        self._report(*json.loads(self._store.get(failure_key(call))))
-                        os._exit(ABANDONED)
-
-
-def failure_key(call: int) -> str:
-    return f"failed/{call}"

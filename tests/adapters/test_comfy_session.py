@@ -360,3 +360,19 @@ def test_a_patch_that_cannot_travel_is_named(elsewhere):
     model.add_patches({name: (lambda weight: weight,)})
     with pytest.raises(ValueError, match="a LoRA or another patch of the weights cannot go to other processes"):
         sample(elsewhere(model), FLUX)
+
+
+def test_cancel_while_the_host_waits_for_its_memory_reaches_the_run(elsewhere):
+    """The ranks may be busy with a call that was left."""
+    import comfy.model_management as management
+
+    sample(elsewhere(build(FLUX)), FLUX)
+    session = elsewhere.group.recover.__self__
+    management.interrupt_current_processing()
+    try:
+        session.detached(session.twin)
+        assert "unload" not in elsewhere.group.calls
+        with pytest.raises(management.InterruptProcessingException):
+            management.throw_exception_if_processing_interrupted()
+    finally:
+        management.interrupt_current_processing(False)

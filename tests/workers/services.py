@@ -28,6 +28,7 @@ class Session:
         return [context.rank, context.world_size, str(context.device), torch.is_inference_mode_enabled(), os.getpid()]
 
     def load(self, payload):
+        self._harm(payload)
         self.weights = payload["weights"]
 
     def step(self, payload):
@@ -54,6 +55,19 @@ class Session:
     def sleep(self, payload):
         time.sleep(payload)
         return payload
+
+    def hang(self, payload):
+        """On these ranks, and not in a collective."""
+        while self.context.rank in payload["ranks"]:
+            time.sleep(0.1)
+        if payload["then_reduce"]:
+            dist.all_reduce(torch.ones(1))
+
+    def reduce(self, payload):
+        """Again and again, for about that many seconds."""
+        for _ in range(int(payload * 10)):
+            time.sleep(0.1)
+            dist.all_reduce(torch.ones(1))
 
     def _harm(self, payload):
         """Once for each file: {"harm": [[rank, signal, file], ...]}."""
