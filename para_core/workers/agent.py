@@ -18,6 +18,7 @@ from pathlib import Path
 from torch.distributed.run import main as run
 
 from .directory import GroupDirectory, kill_process_group
+from .heartbeat import Silence
 
 RESTARTS = 1_000_000
 INTERVAL = 0.1
@@ -32,21 +33,23 @@ class RankWatch:
     def __init__(self, directory: GroupDirectory, world_size: int, heartbeat_timeout: float) -> None:
         self._directory = directory
         self._heartbeat_timeout = heartbeat_timeout
+        self._silence = Silence()
         self._living: dict[int, int] = {}  # pid: rank
         self._met: set[int] = set()
         self._world_size = world_size
         self._lock = threading.Lock()
 
     def look(self) -> None:
-        for rank in range(self._world_size):
-            pid = self._directory.pid(rank)
+        pids = {rank: self._directory.pid(rank) for rank in range(self._world_size)}
+        silence = self._silence.look({rank: (pid, self._directory.beat(rank)) for rank, pid in pids.items()})
+        for rank, pid in pids.items():
             with self._lock:
                 known = pid in self._living
                 if pid is not None and pid not in self._met and self._is_child(pid):
                     self._met.add(pid)  # a killed one is not taken up again while it dies
                     self._living[pid] = rank
                     threading.Thread(target=self._await_end, args=(pid, rank), daemon=True).start()
-            if known and self._silence(rank) > self._heartbeat_timeout:
+            if known and silence[rank] > self._heartbeat_timeout:
                 self._directory.add_death(rank, pid, f"no sign of life for {self._heartbeat_timeout:g} s")
                 kill_process_group(pid)
 
@@ -54,14 +57,6 @@ class RankWatch:
         with self._lock:
             for pid in self._living:
                 kill_process_group(pid)
-
-    def _silence(self, rank: int) -> float:
-        try:
-            # The pid is the newer of the two when the process is: it has not touched the other file yet.
-            touched = max(self._directory.rank_file(rank, kind).stat().st_mtime for kind in ("beat", "json"))
-        except FileNotFoundError:
-            return 0.0
-        return time.time() - touched
 
     @staticmethod
     def _is_child(pid: int) -> bool:

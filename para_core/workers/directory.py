@@ -64,6 +64,13 @@ class GroupDirectory:
         except (FileNotFoundError, ValueError):
             return None
 
+    def beat(self, rank: int) -> int | None:
+        """Another one after each sign of life of the rank; see rank_process.beat."""
+        try:
+            return self.rank_file(rank, "beat").stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def add_death(self, rank: int, pid: int, cause: str) -> None:
         with self._deaths.open("a") as file:
             file.write(json.dumps({"rank": rank, "pid": pid, "cause": cause}) + "\n")

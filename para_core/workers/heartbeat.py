@@ -1,4 +1,7 @@
-"""Signs of life between the ranks of several machines; on one machine the agent watches them (rank_process.py)."""
+"""Signs of life of ranks: how long they are missing, and how the ranks of several machines exchange them.
+
+On one machine the agent watches its ranks: agent.py, rank_process.py.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,38 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 
 from torch.distributed import Store
 
 BEAT = 0.5
+LONGEST_STEP = 2.0  # seconds that count between two looks
 LOST_PEER = 72  # exit code
 logger = logging.getLogger(__name__)
+
+
+class Silence:
+    """For how many seconds each peer has shown the same sign, by the clock of who looks: what the sign says is no
+    matter, so no two clocks are compared and none that can be set.
+
+    Where two looks lie further apart than LONGEST_STEP, who looks did not run either (the machine slept, a container
+    was paused): no more than that counts, and the peers have their turn before they count as dead.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked = clock()
+        self._signs: dict[Hashable, object] = {}
+        self._seconds: dict[Hashable, float] = {}
+
+    def look(self, signs: Mapping[Hashable, object]) -> dict[Hashable, float]:
+        now = self._clock()
+        passed, self._looked = min(now - self._looked, LONGEST_STEP), now
+        same = {peer for peer, sign in signs.items() if peer in self._signs and self._signs[peer] == sign}
+        self._seconds = {peer: self._seconds[peer] + passed if peer in same else 0.0 for peer in signs}
+        self._signs = dict(signs)
+        return self._seconds
 
 
 class StoreBeats:
@@ -26,7 +54,7 @@ class StoreBeats:
         self._rank = rank
         self._peers = [f"beat/{peer}" for peer in range(world_size) if peer != rank]
         self._timeout = timeout
-        self._latest: dict[str, tuple[bytes, float]] = {}
+        self._silence = Silence()
 
     def start(self) -> None:
         self._store.set_timeout(timedelta(seconds=self._timeout))
@@ -34,12 +62,9 @@ class StoreBeats:
 
     def silent(self) -> list[str]:
         """Beats once, and names the peers that have not for `timeout` seconds."""
-        now = time.monotonic()
-        self._store.set(f"beat/{self._rank}", str(now))
-        for key in self._peers:
-            if self._store.check([key]) and (value := self._store.get(key)) != self._latest.get(key, (None,))[0]:
-                self._latest[key] = value, now
-        return [key for key, (_, since) in self._latest.items() if now - since > self._timeout]
+        self._store.set(f"beat/{self._rank}", str(time.monotonic()))
+        signs = {key: self._store.get(key) for key in self._peers if self._store.check([key])}
+        return [key for key, seconds in self._silence.look(signs).items() if seconds > self._timeout]
 
     def _run(self) -> None:
         while True:

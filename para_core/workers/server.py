@@ -19,7 +19,7 @@ from .protocol import Message, Payload, as_it_lies, decode
 from .root_store import Root
 from .shared_memory import Answers, ReceivedBuffer, SharedMemory
 from .stacks import StackTeller
-from .status import ABANDONED, Status, formatted, in_step
+from .status import ABANDONED, Status, formatted, is_harmless, usable
 
 
 class Performer:
@@ -56,12 +56,22 @@ class Performer:
         return self.context.device.type == "cpu" and method in getattr(self.service, "borrowing", ())
 
     def failed(self, call: int, error: BaseException) -> Status:
-        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        device, harmless = self.context.device, is_harmless(error)
         text = formatted(error)
         self.rounds.fail(call, text)
-        if out_of_memory and self.context.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return Status.now(self.context.rank, self.context.device, text)
+        if device.type == "cuda" and harmless:
+            harmless = _settled(device)
+        return Status.now(self.context.rank, device, text, harmless=harmless)
+
+
+def _settled(device: torch.device) -> bool:
+    """Whether what is under way there ends well; what nobody uses is given back, for it may have been out of memory."""
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Follower(Performer):
@@ -168,7 +178,7 @@ class Leader(Performer):
     def _answer(self, message: Message | None, statuses: list[Status], lent: list[int]) -> None:
         memory_bytes = [status.memory_bytes for status in statuses]
         if any(status.error for status in statuses):
-            leaving = not in_step(statuses)
+            leaving = not usable(statuses, self.context.device.type)
             rank, error = self.rounds.first_failure(self._call)
             frame = {"ok": False, "rank": rank, "error": error, "memory": memory_bytes, "leaving": leaving}
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from dataclasses import asdict, dataclass, field
 
@@ -15,16 +16,20 @@ MAX_TRACEBACK = 16_000  # characters
 
 @dataclass
 class Status:
-    """sequences: how many collectives the rank has entered, by process group; ranks that differ are out of step."""
+    """sequences: how many collectives the rank has entered, by process group; ranks that differ are out of step.
+
+    harmless: of a rank that raised, whether its device can be used as before.
+    """
 
     rank: int
     error: str | None = None
+    harmless: bool = True
     memory_bytes: int = 0
     sequences: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, rank: int, device: torch.device, error: str | None = None) -> Status:
-        return cls(rank, error, memory_bytes(device), sequences())
+    def now(cls, rank: int, device: torch.device, error: str | None = None, *, harmless: bool = True) -> Status:
+        return cls(rank, error, harmless, memory_bytes(device), sequences())
 
     as_dict = asdict
 
@@ -52,6 +57,39 @@ def in_step(statuses: list[Status]) -> bool:
     """
     seen: dict[str, int] = {}
     return all(seen.setdefault(name, count) == count for one in statuses for name, count in one.sequences.items())
+
+
+# What torch's own checks and a service's raise before anything goes wrong on a device.
+HARMLESS = (ValueError, NotImplementedError, torch.OutOfMemoryError)
+OF_A_DEVICE = re.compile(r"\b(CUDA|HIP|cuBLAS|cuDNN|NCCL) (error|failure)|_STATUS_|device-side assert", re.IGNORECASE)
+
+
+def is_harmless(error: BaseException) -> bool:
+    """Whether a CUDA context is as before: of these types exactly, and no error of the device behind it.
+
+    After an illegal access or a failed assertion in a kernel the context answers every later call with that error,
+    at whatever comes first: as a torch.AcceleratorError, a RuntimeError, or what a library makes of it.
+    """
+    if type(error) not in HARMLESS:
+        return False
+    link: BaseException | None = error
+    while link is not None:
+        of_memory = type(link) is torch.OutOfMemoryError  # its text may name the CUDA error of the allocation
+        if not of_memory and (type(link).__name__ == "AcceleratorError" or OF_A_DEVICE.search(str(link))):
+            return False  # by name: torch has that type since 2.8
+        link = link.__cause__ or link.__context__
+    return True
+
+
+def usable(statuses: list[Status], device_type: str) -> bool:
+    """Whether after a failure the ranks can be asked again; else new ones are needed.
+
+    On CUDA all must have raised, and harmlessly: of NCCL's point-to-point messages the counts say nothing, and one
+    that nobody received would be taken for one of the next call.
+    """
+    if not in_step(statuses):
+        return False
+    return device_type == "cpu" or all(status.error is not None and status.harmless for status in statuses)
 
 
 def formatted(error: BaseException) -> str:
