@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import signal
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_server import SHIPPED, demo, pixels
+from traces import Traces
 from two_machines import documented_command, two_agents
 
 from para_core.demo.host import PACK, ComfyServer, HostError
@@ -81,10 +84,22 @@ def ranks(server: ComfyServer) -> list[dict]:
     return groups[0]["ranks"] if groups else []
 
 
-def started(server: ComfyServer, prompt: dict) -> tuple[Future, ThreadPoolExecutor]:
+class StepTimes(list):
+    """As a listener: when the sampler has made a step."""
+
+    def __call__(self, type_: str, data: dict) -> None:
+        if type_ == "progress":
+            self.append(time.monotonic())
+
+    def longest(self, since: float) -> float:
+        """Seconds that the longest step took that was made after `since`."""
+        return max(end - begun for begun, end in itertools.pairwise(self) if end > since)
+
+
+def started(server: ComfyServer, prompt: dict, listener: StepTimes | None = None) -> tuple[Future, ThreadPoolExecutor]:
     """Queue it, and return when the ranks are busy with it."""
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(server.run_workflow, prompt)
+    future = pool.submit(server.run_workflow, prompt, listener=listener)
     end = time.monotonic() + 120
     while not any(rank["state"] == "busy" for rank in ranks(server)):
         assert time.monotonic() < end and not future.done(), future.result() if future.done() else "never busy"
@@ -170,14 +185,16 @@ def long_run(server: ComfyServer, cache: bool, **settings) -> dict:
     ids=["first", "second, cache", "hanging"],
 )
 def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim, signal_, cache, settings):
-    expected = undisturbed(cache)
-    future, pool = started(server, reported(long_run(server, cache, **settings)))
+    expected, steps = undisturbed(cache), StepTimes()
+    future, pool = started(server, reported(long_run(server, cache, **settings)), steps)
     with pool:
-        begun = time.monotonic()
+        killed = time.monotonic()
         os.kill(ranks(server)[victim]["pid"], signal_)
         assert torch.equal(latent_of(server, future.result()), expected)
         assert "Restarts during the run: 1; what was lost" in report_of(future.result())
-        assert time.monotonic() - begun < 20 + 60, "a silent rank is replaced after 20 s"
+    noticed = 20 if signal_ == signal.SIGSTOP else 0  # heartbeat_timeout
+    # From the loss until the new ranks have made the step, on a machine that others use as much as it takes then.
+    assert steps.longest(since=killed) - noticed < 15 * max(1.0, os.getloadavg()[0] / os.cpu_count())
     assert ("no sign of life" in ranks(server)[victim]["error"]) == (signal_ == signal.SIGSTOP)
 
 
@@ -293,6 +310,18 @@ def test_a_group_on_two_machines_started_as_the_help_pages_say(server, tmp_path)
             assert (latent_of(server, together) - expected).norm() <= 1e-6 * expected.norm()
             assert any("2 ranks" in said["text"] for said in together.events_of("progress_text"))
         server.request("/para/ranks/stop", {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=lambda stop: stop.name)
+def test_a_server_that_is_stopped_leaves_nothing(comfyui, stop):
+    with ComfyServer(comfyui) as other:
+        other.run_workflow(spread(other, steps=2, cache=False))
+        (group,) = other.request("/para/ranks")
+        traces = Traces(Path(group["address"]).parent, other._process.pid)
+        assert len(traces.processes) == 1 + 1 + 2, "server, agent and ranks"
+        other._process.send_signal(stop)
+        assert traces.left(10) == []
 
 
 # Like the package for GPUs that the host's --use-sage-attention asks for; its results tell it from other attention.

@@ -68,6 +68,14 @@ def test_rank_killed_on_the_other_machine_is_replaced(attached, tmp_path):
     assert recovered == [True]
 
 
+def test_ranks_that_take_too_long_say_where_they_are_and_are_replaced(attached):
+    with pytest.raises(WorkerError, match="no answer to sleep within 1 s") as caught:
+        attached.call("sleep", 600.0, timeout=1.0)
+    assert [caught.value.details.count(f"rank {rank} was at:") for rank in range(2)] == [1, 1]
+    assert caught.value.details.count("in sleep") == 2
+    assert attached.call("info")[:2] == [0, 2]
+
+
 def test_address_where_no_group_is(tmp_path):
     with pytest.raises(ValueError, match="start one"):
         attach(tmp_path / "nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -80,6 +81,29 @@ def test_killed_rank_is_replaced_and_the_call_replayed(loaded, tmp_path, rank):
     assert torch.equal(group.call("step", payload), expected)
     assert len(recovered) == 1
     assert group.call("info")[0] == 0
+
+
+def test_rank_killed_between_two_calls(loaded):
+    group, recovered = loaded
+    expected = group.call("step", {"x": torch.ones(3)})
+    os.kill(group.state()["ranks"][1]["pid"], signal.SIGKILL)
+    assert torch.equal(group.call("step", {"x": torch.ones(3)}), expected)
+    assert len(recovered) == 1
+
+
+def test_ranks_killed_while_they_load_and_again_while_they_recover(loaded, tmp_path):
+    group, recovered = loaded
+    expected = group.call("step", {"x": torch.ones(3)})
+    first, again = harm(tmp_path, (1, signal.SIGKILL), (0, signal.SIGKILL))
+    weights = Shared([torch.full((3,), 2.0)])
+
+    def recover():
+        recovered.append(True)
+        group.call("load", {"weights": weights, "harm": [again]})
+
+    group.recover = recover
+    group.call("load", {"weights": weights, "harm": [first]})
+    assert len(recovered) == 2 and torch.equal(group.call("step", {"x": torch.ones(3)}), expected)
 
 
 def test_error_on_one_rank_comes_with_its_traceback_and_leaves_the_group_up(group):

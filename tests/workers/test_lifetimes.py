@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from traces import Traces, processes_of
 
 from para_core.workers import Cancelled, Shared, WorkerError, WorkerGroup
 
@@ -28,16 +29,6 @@ group = WorkerGroup.start(GroupConfig(devices=("cpu", "cpu"), service=service, s
 print(group.address, flush=True)
 group.call("sleep", 60.0)
 """
-
-
-def processes_of(directory: Path) -> list[int]:
-    """Agent and ranks: the folder is one of their arguments."""
-    found = []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            if str(directory).encode() in (process / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-    return found
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
@@ -99,20 +90,19 @@ def test_strangers_on_the_ranks_ports_get_nothing_and_crash_nothing(start):
 
 
 @linux
-def test_killed_client_leaves_no_process_and_no_file():
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda end: end.name)
+def test_client_that_is_stopped_leaves_no_process_and_no_file(end):
     folders = [str(Path(__file__).absolute().parents[2]), str(Path(__file__).absolute().parents[1])]
     env = os.environ | {"PYTHONPATH": folders[0]}
     client = subprocess.Popen([sys.executable, "-c", CLIENT, folders[1]], env=env, stdout=subprocess.PIPE, text=True)
     directory = Path(client.stdout.readline().strip()).parent
     assert len(processes_of(directory)) == 3
+    traces = Traces(directory, client.pid)
     os.kill(processes_of(directory)[-1], signal.SIGSTOP)  # a rank that cannot notice
-    client.kill()
+    client.send_signal(end)
+    assert traces.left(10) == []
     client.wait()
     client.stdout.close()
-    deadline = time.monotonic() + 10
-    while (processes_of(directory) or directory.exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not processes_of(directory) and not directory.exists()
 
 
 @linux
