@@ -30,7 +30,7 @@ def table() -> str:
     refused = [f"- `{name}`: {reason}" for name, reason in sorted(REASONS.items())]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     reasons = [(name, reason) for family in FAMILIES for name, reason in sorted(family.unsharded.items())]
-    alone = [f"- `{name}`: {reason}" for name, reason in dict.fromkeys(reasons)]
+    alone = [f"- `{name.split('.')[-1]}`: {reason}" for name, reason in dict.fromkeys(reasons)]
     lines += ["", "Refused by name:", "", *refused]
     return "\n".join([*lines, "", "On several devices these are refused by name as well:", "", *alone])
 

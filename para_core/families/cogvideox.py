@@ -7,7 +7,7 @@ from .sharding import PerToken, Sharding
 COGVIDEOX = ModelFamily(
     name="cogvideox",
     models="CogVideoX",
-    classes=("CogVideoXTransformer3DModel",),
+    classes=("cogvideo.model.CogVideoXTransformer3DModel",),
     stacks=(
         BlockStack(
             "blocks",

@@ -9,11 +9,13 @@ from .family import BlockStack, ModelFamily, Stream
 HIDREAM = ModelFamily(
     name="hidream",
     models="HiDream-I1",
-    classes=("HiDreamImageTransformer2DModel",),
+    classes=("hidream.model.HiDreamImageTransformer2DModel",),
     stacks=(
         BlockStack("double_stream_blocks", (Stream("image_tokens", 0, ("img",)), Stream("text_tokens", 1, ("txt",)))),
         BlockStack("single_stream_blocks", (Stream("image_tokens", None, ("img", "txt")),)),
     ),
-    unsharded={"HiDreamImageTransformer2DModel": "the host exchanges part of the text between its blocks"},
+    unsharded={
+        "hidream.model.HiDreamImageTransformer2DModel": "the host exchanges part of the text between its blocks"
+    },
     residual_diff_threshold=0.1,
 )

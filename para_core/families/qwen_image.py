@@ -24,7 +24,7 @@ SHARDING = Sharding(
 QWEN_IMAGE = ModelFamily(
     name="qwen_image",
     models="Qwen-Image, Qwen-Image-Edit",
-    classes=("QwenImageTransformer2DModel",),
+    classes=("qwen_image.model.QwenImageTransformer2DModel",),
     stacks=(
         BlockStack(
             "transformer_blocks",

@@ -14,6 +14,8 @@ LUMINA2 = TINY_MODELS["lumina2"]
 
 GUIDANCE = {
     "skip layers": ("flux", node("nodes_slg.SkipLayerGuidanceDiT", 3.0, 0.0, 1.0, "1", "0, 2")),
+    "skip layers of joint blocks": ("sd3", node("nodes_sd3.SkipLayerGuidanceSD3", "1, 2", 3.0, 0.0, 1.0)),
+    "skip layers of video": ("wan", node("nodes_slg.SkipLayerGuidanceDiT", 3.0, 0.0, 1.0, "1, 3", "")),
     "skip layers simple": ("flux", node("nodes_slg.SkipLayerGuidanceDiTSimple", 0.0, 1.0, "1", "0, 2")),
     "perturbed attention": ("sd15", node("nodes_pag.PerturbedAttentionGuidance", 3.0)),
     "self attention": ("sd15", node("nodes_sag.SelfAttentionGuidance", 0.5, 2.0)),
@@ -129,6 +131,25 @@ def test_inpainting_and_image_to_image(name, denoise):
     first = sample(cached, tiny, **settings)
     assert reports[-1].num_reused_calls > 0
     assert torch.equal(sample(cached, tiny, **settings), first)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_hit_in_the_middle_of_an_image_to_image_run(name):
+    check(TINY_MODELS[name], cfg=4.0, denoise=0.5)
+
+
+@pytest.mark.parametrize("name", ["skip layers of joint blocks", "skip layers of video"])
+@pytest.mark.parametrize("decision", ["first_block", "prediction"])
+def test_a_run_with_an_extra_pass_is_bit_equal_where_nothing_is_reused(name, decision):
+    model, patch = GUIDANCE[name]
+    tiny, reports = TINY_MODELS[model], []
+    guided = patch(build(tiny))
+    expected = sample(guided, tiny, steps=4, cfg=4.0)
+    cached = fbcache(guided, NEVER, reports.append, decision=decision)
+    assert torch.equal(sample(cached, tiny, steps=4, cfg=4.0), expected)
+    assert {name: len(found) for name, found in reports[-1].conditionings.items()} == {
+        "positive": 4, "negative": 4, "positive #2": 4
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["wan_5b", "ltxv", "ltxav"])

@@ -56,6 +56,16 @@ def test_classes_of_one_name_are_told_apart_by_their_module():
         family_of(sd3())
 
 
+def test_a_diffusers_model_is_not_taken_for_the_comfyui_model_of_the_same_name():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
+    names = {name.split(".")[-1] for family in FAMILIES if "diffusers" not in family.name for name in family.classes}
+    found = [getattr(diffusers, name) for name in sorted(names) if hasattr(diffusers, name)]
+    assert found, "the two have no name in common, so this test shows nothing"
+    for cls in found:
+        with pytest.raises(ValueError, match=f"^{cls.__name__} is not a model"):
+            family_of(object.__new__(cls))
+
+
 def test_layouts_of_one_class_are_told_apart_by_a_marker():
     model = model_class("HunyuanVideo")()
     assert family_of(model).stacks[1].streams[0].holds == ("txt", "img")

@@ -88,10 +88,12 @@ def with_sampler(
     positive: list | None = None,
     negative: list | None = None,
     noise_mask: torch.Tensor | None = None,
+    denoise: float = 1.0,
 ) -> None:
     """Run `function(model, x, sigmas, **extra_args)` as the sampler of a 4-step run, inside ComfyUI's own guider.
 
-    Within it `model(x, sigma)` is a guided model call, as samplers make it.
+    Within it `model(x, sigma)` is a guided model call, as samplers make it. denoise: below 1 an image is given, and the
+    schedule starts at this sigma.
     """
     import comfy.sample
     import comfy.samplers
@@ -105,10 +107,10 @@ def with_sampler(
         noise_of(tiny, None, batch, 0),
         cfg,
         comfy.samplers.KSAMPLER(adapter),
-        torch.linspace(1, 0, 5),
+        torch.linspace(denoise, 0, 5),
         positive or conditioning(tiny, 1, num_tokens[0]),
         negative or conditioning(tiny, 2, num_tokens[1]),
-        latent_of(tiny, None, batch, torch.zeros),
+        noise_of(tiny, None, batch, 9) if denoise < 1 else latent_of(tiny, None, batch, torch.zeros),
         noise_mask=noise_mask,
         disable_pbar=True,
         seed=0,
