@@ -14,7 +14,7 @@ class Budget:
     Raises ValueError for a target that the number of blocks cannot give.
     """
 
-    GROWTH = 1.5
+    GROWTH = 1.0
     MEMORY = 0.8  # of the mean rate
 
     def __init__(self, target_speedup: float, num_blocks: int) -> None:
