@@ -72,7 +72,7 @@ def test_everything_is_freed_when_a_run_is_cancelled(held, name, decision):
     def cancel(report):
         if report.num_calls == 4 and not report.finished:
             assert held.alive()
-            comfy.model_management.interrupt_current_processing()
+            raise comfy.model_management.InterruptProcessingException
 
     tiny = TINY_MODELS[name]
     cached = fbcache(build(tiny), ALWAYS, cancel, decision=decision, order=2)
