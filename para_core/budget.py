@@ -11,9 +11,11 @@ class Budget:
     num_blocks: of the model; a reused call costs one of them, or none where it is not even measured. Errors are taken
     to grow with the number of calls since the last computed one as gap ** GROWTH, at a rate whose running mean is kept:
     a call is computed where its estimate exceeds what the mean rate gives at the gap that the remaining budget allows.
+    Where the share AMPLE of calls can be computed, the first FIRST are: with fewer the continuation is still poor.
     Raises ValueError for a target that the number of blocks cannot give.
     """
 
+    FIRST, AMPLE = 3, 0.4
     GROWTH = 1.0
     MEMORY = 0.8  # of the mean rate
 
@@ -31,7 +33,8 @@ class Budget:
     def limit(self, index: int, num_steps: int) -> float:
         """What the estimate of the call at sampler step `index` of `num_steps` may be for it to be reused."""
         num_left, num_affordable = self._left(index, num_steps)
-        if num_affordable >= num_left - 0.5 or self._log_rate is None:
+        early = self._num_computed < self.FIRST and num_affordable >= self.AMPLE * num_left
+        if early or num_affordable >= num_left - 0.5 or self._log_rate is None:
             return 0.0
         if num_affordable < 0.5:
             return math.inf

@@ -144,6 +144,8 @@ class PredictedCache(ResidualCache):
         return combined(weights * 2, self._rests + self._firsts)
 
     def remember(self, first: Tensor, rest: Tensor | None, at: float, width: float) -> Tensor | None:
+        # Of others the samples would be copies; ComfyUI 0.3's Wan gives such ones.
+        first, rest = first.contiguous(), None if rest is None else rest.contiguous()
         self.num_consecutive_hits = 0
         comparable = rest is not None and self._rests and kind_of(rest) == self._rests[0].kind
         correction = self._correction(first, rest, at, width) if comparable and self._hits else None

@@ -31,5 +31,15 @@ def test_target_is_met_within_a_tenth_in_blocks(target, foreseen, num_steps, tre
     assert num_steps * num_blocks / spent == pytest.approx(target, rel=0.1)
 
 
+@pytest.mark.parametrize(("target", "num_first"), [(1.5, 3), (4.0, 1)])
+def test_where_the_budget_is_ample_the_first_calls_are_computed(target, num_first):
+    budget, computed = Budget(target, NUM_BLOCKS), []
+    for step in range(6):
+        reused = budget.allows_reuse(0.01 if step else None, step, NUM_STEPS)
+        budget.note(reused=reused)
+        computed += [] if reused else [step]
+    assert computed[:num_first] == list(range(num_first)) and len(computed) == num_first
+
+
 def test_nothing_is_foreseen_before_something_was_measured():
     assert Budget(2.0, NUM_BLOCKS).limit(0, NUM_STEPS) == 0

@@ -239,6 +239,13 @@ def test_large_residuals_are_compared_by_a_sample():
     assert estimate(cache, 1.1 * first, 0.9) == pytest.approx(0.1 / 1.1, rel=1e-3)
 
 
+def test_residuals_that_are_not_contiguous_take_no_more_memory():
+    cache = PredictedCache(CacheConfig(order=1))
+    for at in (1.0, 0.9):
+        cache.remember(*(torch.randn(1, 6, 5).transpose(1, 2) for _ in range(2)), at, 0.1)
+    assert cache.num_bytes == 4 * 30 * 4
+
+
 def test_the_sample_visits_all_channels():
     """1024 x 3072, FLUX at 512 x 512: every third value would be of every third channel."""
     cache, first = PredictedCache(CacheConfig()), torch.zeros(1, 1024, 3072)
