@@ -8,6 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from PIL import Image
+from server import PromptServer
 
 from ..para_core.adapters.comfy_compile import has_compile, last_compile_report
 from ..para_core.adapters.comfy_fbcache import has_fbcache, last_report
@@ -15,6 +16,7 @@ from ..para_core.adapters.comfy_parallel import last_parallel_report, parallel_o
 from ..para_core.adapters.comfy_quantization import quantization_reports
 from ..para_core.plot import draw_bars, draw_residual_curve, draw_text
 from ..para_core.quantization_report import size
+from .events import running_workflow
 
 WIDTH, CURVE_HEIGHT, LINE_HEIGHT = 640, 230, 16
 DENSITY = 2  # pixels for each unit of these
@@ -128,9 +130,15 @@ class AccelerationReport(io.ComfyNode):
         text = "\n\n".join(section.text for section in sections) or NOTHING
         pictures = [section.picture for section in sections] or [draw_text(NOTHING, WIDTH, density=DENSITY)]
         plot = _to_tensor(_below_each_other(pictures))
-        values = json.dumps({section.name: section.values for section in sections})
-        shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(plot, text, values, ui=shown)
+        values = {section.name: section.values for section in sections}
+        shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(text).as_dict(), **_for_panel(values)}
+        return io.NodeOutput(plot, text, json.dumps(values), ui=shown)
+
+
+def _for_panel(values: dict[str, object]) -> dict[str, list]:
+    """What the interface draws the report from, in the person's language."""
+    workflow = running_workflow(getattr(PromptServer, "instance", None))
+    return {"para_report": [{"workflow": workflow, "sections": values}]}
 
 
 def _below_each_other(pictures: list[Image.Image]) -> Image.Image:

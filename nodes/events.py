@@ -31,8 +31,10 @@ def send_report(node_id: str) -> Callable[[RunReport], None]:
     return send
 
 
-def running_workflow(server: PromptServer) -> str | None:
+def running_workflow(server: PromptServer | None) -> str | None:
     """The id of the workflow that runs, None without one. Not from the node: the host may have kept it from another."""
+    if server is None:  # a tool that runs the nodes without a server
+        return None
     running, _ = server.prompt_queue.get_current_queue_volatile()
     for _number, _prompt_id, _prompt, extra_data, *_ in running:
         return ((extra_data.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")

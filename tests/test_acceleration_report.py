@@ -55,6 +55,9 @@ def test_picture_and_text_are_shown_on_the_node(report_node, sampled):
     (shown,) = output.ui["images"]
     assert shown["type"] == "temp"
     assert output.ui["text"] == (output.args[1],)
+    assert json.loads(json.dumps(output.ui["para_report"])) == [
+        {"workflow": None, "sections": json.loads(output.args[2])}
+    ]
 
 
 def test_model_behind_further_nodes_has_the_same_report(report_node, sampled):

@@ -131,7 +131,7 @@ def text(page) -> str:
 
 
 def panels(page):
-    return page.locator("section[role=group]")
+    return page.locator("[data-panel=para_fbcache] > section")
 
 
 def save_picture(interface, name: str) -> None:

@@ -39,7 +39,7 @@ STYLE.replaceSync(`
   .dense { gap: 2px; font-size: 9px; }
   .dense svg { height: 7px; }
   path, line { fill: none; vector-effect: non-scaling-stroke; stroke-width: 1.5; stroke-linejoin: round; }
-  .chart { position: relative; flex: 1 0 ${CHART_HEIGHT}px; margin-top: 2px; }
+  .chart { position: relative; flex: 1 0 var(--chart-height, ${CHART_HEIGHT}px); margin-top: 2px; }
   .chart svg { position: absolute; inset: 0; height: 100%; }
   .points { stroke: var(--green); stroke-linecap: round; }
   .axis { stroke: var(--strong); stroke-width: 1; }

@@ -66,6 +66,7 @@ export class NodePanels {
   add(node) {
     const panel = this.make()
     this.panels.set(node, panel)
+    panel.element.dataset.panel = this.widget
     keepSavedHeight(node)
     panel.element.addEventListener("wheel", zoomCanvas)
     // The canvas asks for the height when it draws, and the panel has one only after that.
@@ -98,8 +99,12 @@ function keepSavedHeight(node) {
   if (heights.has(node)) return
   heights.set(node, node.size[1])
   const before = node.onSerialize
-  node.onSerialize = function (/** @type {{ size: [number, number] }} */ saved) {
+  node.onSerialize = function (/** @type {any} */ saved) {
     before?.call(this, saved)
     saved.size = [saved.size[0], heights.get(this) ?? saved.size[1]]
+    if (saved.widgets_values?.length === 0) { // the panel is the only widget
+      delete saved.widgets_values
+      delete saved.widgets_values_named
+    }
   }
 }

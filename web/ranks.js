@@ -2,6 +2,7 @@
 /** A sidebar tab that shows the processes of the Context-Parallel Launcher: one card for each rank, while it is open. */
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { arrangement } from "./mesh_words.js"
 
 /**
  * @typedef {{ rank: number, device: string, pid: number | null, state: string, memory_bytes: number, error: string,
@@ -13,12 +14,12 @@ const INTERVAL = 1000 // ms between two looks, while the tab is open
 const WORDS = {
   en: {
     title: "Ranks", none: "No processes are running. They start with the first run behind a Context-Parallel Launcher.",
-    stop: "Stop all", memory: "memory", restarts: "restarts", log: "Log", rank: "Rank", batch: "batch", ring: "ring", lost: "The server does not answer.",
+    stop: "Stop all", memory: "memory", restarts: "restarts", log: "Log", rank: "Rank", lost: "The server does not answer.",
     starting: "starting", idle: "idle", busy: "busy", lost_rank: "lost", stopped: "stopped",
   },
   zh: {
     title: "进程", none: "没有正在运行的进程。它们会在上下文并行启动器之后的第一次运行时启动。",
-    stop: "全部停止", memory: "内存", restarts: "重启次数", log: "日志", rank: "进程", batch: "批次", ring: "环形", lost: "服务器没有回应。",
+    stop: "全部停止", memory: "内存", restarts: "重启次数", log: "日志", rank: "进程", lost: "服务器没有回应。",
     starting: "启动中", idle: "空闲", busy: "忙碌", lost_rank: "已丢失", stopped: "已停止",
   },
 }
@@ -45,7 +46,8 @@ STYLE.replaceSync(`
 /** What ends the look at the server, while the tab is open. @type {(() => void) | null} */
 let close = null
 
-const words = () => (String(app.extensionManager.setting.get("Comfy.Locale")).startsWith("zh") ? WORDS.zh : WORDS.en)
+const locale = () => String(app.extensionManager.setting.get("Comfy.Locale"))
+const words = () => (locale().startsWith("zh") ? WORDS.zh : WORDS.en)
 
 app.registerExtension({
   name: "para.ranks",
@@ -102,15 +104,11 @@ function draw(groups, unfolded, look) {
     look()
   })
   return make("section", {}, title, ...groups.flatMap((group) => [
-    make("header", { title: group.address }, make("b", {}, arrangement(group.mesh)),
+    make("header", { title: group.address }, make("b", {}, arrangement(group.mesh, locale())),
       make("span", { class: "quiet" }, `${words().restarts}: ${group.restarts}`)),
     ...group.ranks.map((rank) => card(rank, unfolded)),
   ]), stop)
 }
-
-/** How the ranks share the work, in the user's language. @param {string} mesh such as "batch 1 x ring 1 x Ulysses 2" */
-const arrangement = (mesh) =>
-  mesh.replace("batch", words().batch).replace("ring", words().ring).replaceAll(" x ", " \u00d7 ")
 
 /** @param {RankState} rank @param {Set<number>} unfolded */
 function card(rank, unfolded) {
