@@ -52,23 +52,24 @@ def processes(group: WorkerGroup) -> list[int]:
     return [os.getpid(), agent, *ranks]
 
 
-def pss(pids: Iterable[int]) -> int:
-    """Bytes; a page that n processes map counts 1/n in each."""
+def pss(pids: Iterable[int], kinds: tuple[str, ...] = ("Pss:",)) -> int:
+    """Bytes; a page that n processes map counts 1/n in each. kinds: lines of the kernel's table."""
     total = 0
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(kinds)) * 1024
     return total
 
 
 def added_by_checkpoint(group: WorkerGroup, size: int) -> float:
     """What `size` bytes of weights add in all processes, over size. The client keeps none of them."""
     group.call("hold", Shared([torch.ones(1024)]))  # whatever a first call costs
-    before = pss(processes(group))
+    kinds = "Pss_Anon:", "Pss_Shmem:"  # not files: libraries count more when other processes that use them end
+    before = pss(processes(group), kinds)
     weights = [torch.ones(size // 8, dtype=torch.bfloat16) for _ in range(4)]  # so large that free gives them back
     assert group.call("hold", Shared(weights)) == size // 8 * 4
     del weights
-    return (pss(processes(group)) - before) / size
+    return (pss(processes(group), kinds) - before) / size
 
 
 def milliseconds(work: Callable[[], object], rounds: int) -> list[float]:
