@@ -66,7 +66,7 @@ class FBCacheOption:
 
 @dataclass
 class SamplingRun:
-    """One sampling run: its cache, and the noise schedule on the host side so that no step waits for the device.
+    """One sampling run: its cache, and the noise schedule on the host side, which is fetched from the device once.
 
     sigma_range: highest and lowest sigma at which reuse is allowed.
     time_of: what the model is conditioned on at a sigma; steps: by sigma, as asked so far.

@@ -65,6 +65,23 @@ def elsewhere():
     return parallel
 
 
+def dying(group, dies):
+    """From now on the group's ranks are lost and replaced before those of the run's `forward` calls that dies(number)
+    names, counted from 0."""
+    from para_core.adapters.comfy_rank import Service
+
+    original, numbers = group.call, iter(range(1000))
+
+    def call(method, payload, **settings):
+        if method == "forward" and dies(next(numbers)):
+            group.service, group.call = Service(Context()), original
+            group.recover()
+            group.call = call
+        return original(method, payload, **settings)
+
+    group.call = call
+
+
 @pytest.mark.parametrize(("cfg", "num_tokens"), [(1.0, (7, 7)), (4.0, (7, 7)), (4.0, (9, 5))])
 def test_the_result_is_the_same(elsewhere, cfg, num_tokens):
     model = build(FLUX)
@@ -195,21 +212,10 @@ def test_what_the_ranks_have_on_their_devices_is_known(elsewhere, monkeypatch):
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])
 def test_a_group_that_restarted_is_brought_to_where_it_was(elsewhere, decision):
     """With the cache, whose residuals went with the old processes: the calls so far are made again."""
-    from para_core.adapters.comfy_rank import Service
-
     group, model = elsewhere.group, lora(build(FLUX), 0.7)
     cached = fbcache(elsewhere(model), 100.0, max_consecutive_hits=3, decision=decision)
     expected = sample(cached, FLUX, steps=8, cfg=4.0)
-    original = group.call
-    numbers = iter(range(1000))
-
-    def dies_at_the_sixth(method, payload, **settings):
-        if method == "forward" and next(numbers) == 5:
-            group.service = Service(Context())
-            group.recover()
-        return original(method, payload, **settings)
-
-    group.call = dies_at_the_sixth
+    dying(group, lambda number: number == 5)
     assert torch.equal(sample(cached, FLUX, steps=8, cfg=4.0), expected)
     assert group.calls.count("load") == 2
 
@@ -266,42 +272,20 @@ def test_of_a_run_only_the_calls_are_made_again_that_the_cache_depends_on(elsewh
 
 @pytest.mark.parametrize(("order", "max_hits"), [(0, 0), (0, 2), (1, 2), (2, 3)])
 def test_a_restart_at_any_call_changes_nothing(elsewhere, order, max_hits):
-    from para_core.adapters.comfy_rank import Service
-
-    group = elsewhere.group
     cached = fbcache(elsewhere(build(FLUX)), 100.0, order=order, max_consecutive_hits=max_hits)
     settings = {"steps": 9, "cfg": 4.0, "num_tokens": (9, 5), "sampler": "heun"}
     expected = sample(cached, FLUX, **settings)
-    original, numbers = group.call, iter(range(1000))
-
-    def dies_at_every_second(method, payload, **settings):
-        if method == "forward" and next(numbers) % 2 and group.service._run is not None:
-            group.service = Service(Context())
-            recovering, group.call = group.call, original
-            group.recover()
-            group.call = recovering
-        return original(method, payload, **settings)
-
-    group.call = dies_at_every_second
+    dying(elsewhere.group, lambda number: number % 2)
     assert torch.equal(sample(cached, FLUX, **settings), expected)
 
 
 def test_calls_too_large_to_keep_let_the_cache_start_anew(elsewhere, monkeypatch, caplog):
     from para_core.adapters.comfy_kept_calls import KeptCalls
-    from para_core.adapters.comfy_rank import Service
 
     monkeypatch.setattr(KeptCalls, "MAX_BYTES", 1000)
     group, reports = elsewhere.group, []
     cached = fbcache(elsewhere(build(FLUX)), 100.0, reports.append)
-    original, numbers = group.call, iter(range(1000))
-
-    def dies_at_the_sixth(method, payload, **settings):
-        if method == "forward" and next(numbers) == 5:
-            group.service = Service(Context())
-            group.recover()
-        return original(method, payload, **settings)
-
-    group.call = dies_at_the_sixth
+    dying(group, lambda number: number == 5)
     assert sample(cached, FLUX, steps=8).isfinite().all()
     assert [record.reused for record in reports[-1].conditionings["positive"]] == [
         number not in (0, 5) for number in range(8)
