@@ -14,12 +14,14 @@ class BatchRows:
     """This rank's equal share of num_rows rows: whole conditionings, or a part of one.
 
     num_conditionings: how many the rows belong to, equally many rows each, in order.
-    num_groups: into how many shares the rows are cut; where the axis has more ranks, some have the same one.
+    num_groups: into how many shares the rows are cut; where the axis has more ranks, some have the same one. even: then
+    every share is on as many ranks, so that sums over all ranks are in proportion to those over the rows.
     """
 
     mesh: RankMesh
     num_rows: int
     num_conditionings: int = 1
+    even: bool = False
 
     @property
     def num_groups(self) -> int:
@@ -29,6 +31,7 @@ class BatchRows:
             count
             for count in range(min(self.mesh.batch.size, self.num_rows), 0, -1)
             if self.num_rows % count == 0
+            and (not self.even or self.mesh.batch.size % count == 0)
             and (each % (self.num_rows // count) == 0 or (self.num_rows // count) % each == 0)
         )
 

@@ -17,6 +17,7 @@ from .families import ModelFamily
 from .first_block import CachedCall
 from .predicted_cache import PredictedCache
 from .residual_cache import CacheConfig, Reduce, ResidualCache, alone
+from .row_chunks import RowChunks
 from .run_state import RunState, Step
 
 
@@ -76,16 +77,24 @@ class CacheRun(RunState):
 
     @contextmanager
     def call(
-        self, family: ModelFamily, num_blocks: Sequence[int], conditionings: Mapping[Hashable, str], step: Step
+        self,
+        family: ModelFamily,
+        num_blocks: Sequence[int],
+        conditionings: Mapping[Hashable, str],
+        step: Step,
+        *,
+        here: slice | None = None,
     ) -> Iterator[CachedCall]:
         """One model call over a batch whose equal row chunks are `conditionings` (key to name), in order.
 
-        num_blocks: blocks of each of the family's stacks.
+        num_blocks: blocks of each of the family's stacks. here: those whose rows this rank has, where others have the
+        rest.
         """
         with self._lock:
             caches = [self._cache(key, step, len(family.cached)) for key in conditionings]
             budget = self._budget(tuple(conditionings), sum(num_blocks))
-        call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget)
+        rows = RowChunks(len(conditionings), here)
+        call = CachedCall(self, family, num_blocks, list(zip(*caches, strict=True)), step, budget=budget, rows=rows)
         with self.noted(call, num_blocks, conditionings, step):
             yield call
 

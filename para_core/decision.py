@@ -11,6 +11,7 @@ from torch import Tensor
 from .budget import Budget
 from .families import Stream
 from .residual_cache import ResidualCache, alone
+from .row_chunks import RowChunks
 from .run_state import RunState, Step
 
 
@@ -25,11 +26,16 @@ class Decision:
     CAUTION = 0.2
 
     def __init__(
-        self, run: RunState, caches: Sequence[tuple[ResidualCache, ...]], step: Step, budget: Budget | None
+        self,
+        run: RunState,
+        caches: Sequence[tuple[ResidualCache, ...]],
+        step: Step,
+        budget: Budget | None,
+        rows: RowChunks,
     ) -> None:
         self.measured, self.reuses = True, False
         self.diffs: list[float | None] = [None] * len(caches[0])
-        self._run, self._caches, self._step, self._budget = run, caches, step, budget
+        self._run, self._caches, self._step, self._budget, self._rows = run, caches, step, budget, rows
 
     def foresee(self, tokens: Sequence[Tensor], streams: Sequence[Stream]) -> bool:
         """Decide, before block 0 has run on these tokens, whether it need not run at all.
@@ -65,7 +71,7 @@ class Decision:
         fits = all(
             cache.fits(chunk)
             for caches, tensor, stream in zip(self._caches, tokens, streams, strict=True)
-            for cache, chunk in zip(caches, tensor.chunk(len(caches), stream.batch_dim), strict=True)
+            for cache, chunk in zip(caches, self._rows.of(tensor, stream.batch_dim), strict=True)
         )
         if self._run.reduce is alone:
             return fits
@@ -76,7 +82,7 @@ class Decision:
         measured = [
             [
                 (cache, cache.figures(chunk))
-                for cache, chunk in zip(caches, residual.chunk(len(caches), stream.batch_dim), strict=True)
+                for cache, chunk in zip(caches, self._rows.of(residual, stream.batch_dim), strict=True)
             ]
             for caches, residual, stream in zip(self._caches, residuals, streams, strict=True)
         ]

@@ -11,6 +11,7 @@ from .budget import Budget
 from .decision import Decision
 from .families import BlockStack, ModelFamily, Stream
 from .residual_cache import ResidualCache, alone
+from .row_chunks import RowChunks
 from .run_state import RunState, Step
 from .streams import Arguments, Result, argument_of, as_result, result_of, tokens_of, with_result, with_tokens
 
@@ -28,10 +29,13 @@ class CachedCall:
         num_blocks: Sequence[int],
         caches: Sequence[tuple[ResidualCache, ...]],
         step: Step,
+        *,
         budget: Budget | None = None,
+        rows: RowChunks | None = None,
     ) -> None:
         self.decided = self._ended = False
-        self._decision = Decision(run, caches, step, budget)
+        self._rows = rows or RowChunks(len(caches[0]))
+        self._decision = Decision(run, caches, step, budget, self._rows)
         self._run, self._family, self._caches, self._step = run, family, caches, step
         positions = [(stack, index) for stack, count in enumerate(num_blocks) for index in range(count)]
         self._first_position, self._last_position = positions[0], positions[-1]
@@ -136,8 +140,8 @@ class CachedCall:
             self._family.cached, self._caches, self._first_residuals, self._first_outs, first_streams, strict=True
         ):
             rest = self._residual_since(out, name, stack, result)
-            chunks = [None] * len(caches) if rest is None else rest.chunk(len(caches), stream.batch_dim)
-            firsts = residual.chunk(len(caches), stream.batch_dim)
+            chunks = [None] * len(caches) if rest is None else self._rows.of(rest, stream.batch_dim)
+            firsts = self._rows.of(residual, stream.batch_dim)
             corrections = [
                 cache.remember(first, chunk, self._step.time, self._step.width)
                 for cache, first, chunk in zip(caches, firsts, chunks, strict=True)

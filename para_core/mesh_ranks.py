@@ -42,7 +42,8 @@ class MeshRanks:
         return context_attention(q, k, v, mesh=self.mesh, lengths=lengths, attention=attention, **options)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks that share a sequence; the tensor itself is overwritten."""
-        if self.mesh.sequence.group is not None:
-            dist.all_reduce(values, group=self.mesh.sequence.group)
+        """The sum over all ranks of the mesh, whichever tokens and rows they have; the tensor itself is overwritten."""
+        for axis in (self.mesh.sequence, self.mesh.batch):
+            if axis.size > 1:
+                dist.all_reduce(values, group=axis.group)
         return values

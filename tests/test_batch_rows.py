@@ -7,8 +7,9 @@ from para_core.attention import Axis, RankMesh
 from para_core.batch_rows import BatchRows
 
 
-def shares(num_ranks, *batch):
-    return [BatchRows(RankMesh(batch=Axis(rank, tuple(range(num_ranks)))), *batch) for rank in range(num_ranks)]
+def shares(num_ranks, *batch, **settings):
+    ranks = tuple(range(num_ranks))
+    return [BatchRows(RankMesh(batch=Axis(rank, ranks)), *batch, **settings) for rank in ranks]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,12 @@ def shares(num_ranks, *batch):
 def test_shares_are_equal_and_of_whole_conditionings(num_ranks, num_rows, num_conditionings, expected):
     found = shares(num_ranks, num_rows, num_conditionings)
     assert [(share.rows.start, share.rows.stop) for share in found] == expected
+
+
+@pytest.mark.parametrize(("num_rows", "num_groups"), [(3, 1), (6, 2), (2, 2), (4, 4)])
+def test_even_shares_are_on_equally_many_ranks(num_rows, num_groups):
+    found = shares(4, num_rows, even=True)
+    assert len({share.rows.start for share in found}) == found[0].num_groups == num_groups
 
 
 def test_conditionings_of_the_rows():

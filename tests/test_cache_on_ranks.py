@@ -1,4 +1,4 @@
-"""The cache on the ranks of a group, each with some of the tokens: all decide as one that has them all."""
+"""The cache on the ranks of a group, each with some of the tokens or rows: all decide as one that has them all."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -61,32 +61,50 @@ class Group:
         return reduce
 
 
-def sampled(config, tokens, **kwargs):
+def sampled(config, x, here=None, **kwargs):
     """(records of the run, the sample): Euler steps of uneven width, over two conditionings in one batch."""
     model, run = Pointwise(), CacheRun(FAMILY, config, **kwargs)
     times = [1 - (step / NUM_STEPS) ** 1.3 for step in range(NUM_STEPS + 1)]
-    x = torch.cat((tokens, tokens.roll(1, -1)))
     for step, (at, following) in enumerate(zip(times, times[1:], strict=False)):
         where = Step(step, at, width=at - following, num_steps=NUM_STEPS)
         with (
-            run.call(FAMILY, [4], {"a": "positive", "b": "negative"}, where) as call,
+            run.call(FAMILY, [4], {"a": "positive", "b": "negative"}, where, here=here) as call,
             swapped_forwards(model, FAMILY, call),
         ):
             x = x + 0.3 * (following - at) * model(x + 0.3 * at)
     return list(run.report().conditionings.values()), x
 
 
-def on_ranks(config, shards):
-    group = Group(len(shards))
+def two_rows(num_pictures=1):
+    """Tokens of two conditionings, 7 a picture, the last three louder."""
+    tokens = torch.randn(num_pictures, 7, 4, generator=torch.Generator().manual_seed(1))
+    tokens[:, 4:] *= 3
+    return torch.cat((tokens, tokens.roll(1, -1)))
+
+
+def on_ranks(config, shards, here=None):
+    group, here = Group(len(shards)), here or [None] * len(shards)
     with ThreadPoolExecutor(len(shards)) as threads:
         futures = [
-            threads.submit(sampled, config, shard, reduce=group.reduce_of(rank)) for rank, shard in enumerate(shards)
+            threads.submit(sampled, config, shard, here[rank], reduce=group.reduce_of(rank))
+            for rank, shard in enumerate(shards)
         ]
         return group, [future.result() for future in futures]
 
 
-@pytest.mark.parametrize("lengths", [(4, 3), (1, 6), (7, 0)], ids=str)
-@pytest.mark.parametrize(
+def assert_decided_alike(group, results, expected):
+    assert {record.reused for record in expected[0]} == {True, False}
+    for found, _ in results:
+        for ours, theirs in zip(found, expected, strict=True):
+            assert [record.reused for record in ours] == [record.reused for record in theirs]
+            assert ours[0].diff is theirs[0].diff is None
+            assert [one.diff is None for one in ours] == [one.diff is None for one in theirs]
+            diffs = [[one.diff for one in records if one.diff is not None] for records in (ours, theirs)]
+            assert diffs[0] == pytest.approx(diffs[1], rel=1e-3)
+    assert len(set(group.calls)) == 1 and group.calls[0] >= NUM_STEPS - 1
+
+
+CONFIGS = pytest.mark.parametrize(
     "config",
     [
         CacheConfig(0.06),
@@ -96,23 +114,32 @@ def on_ranks(config, shards):
     ],
     ids=["first_block", "order 1", "order 2", "target_speedup"],
 )
+
+
+@pytest.mark.parametrize("lengths", [(4, 3), (1, 6), (7, 0)], ids=str)
+@CONFIGS
 def test_ranks_decide_as_one_that_has_all_tokens(config, lengths):
-    tokens = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(1))
-    tokens[:, lengths[0] :] *= 3  # the shards differ in what they would decide
-    expected, whole = sampled(config, tokens)
-    assert {record.reused for record in expected[0]} == {True, False}
+    expected, whole = sampled(config, two_rows())
     if config.decision == "prediction":
         assert any(record.reused and record.diff is None for record in expected[0]), "none is reused unmeasured"
-    group, results = on_ranks(config, tokens.split(lengths, 1))
-    for found, _ in results:
-        for ours, theirs in zip(found, expected, strict=True):
-            assert [record.reused for record in ours] == [record.reused for record in theirs]
-            assert ours[0].diff is theirs[0].diff is None
-            assert [one.diff is None for one in ours] == [one.diff is None for one in theirs]
-            diffs = [[one.diff for one in records if one.diff is not None] for records in (ours, theirs)]
-            assert diffs[0] == pytest.approx(diffs[1], rel=1e-3)
+    group, results = on_ranks(config, two_rows().split(lengths, 1))
+    assert_decided_alike(group, results, expected)
     torch.testing.assert_close(torch.cat([part for _, part in results], 1), whole, rtol=1e-4, atol=1e-5)
-    assert group.calls[0] == group.calls[1] >= NUM_STEPS - 1
+
+
+@pytest.mark.parametrize(
+    "here",
+    [(slice(0, 1), slice(1, 2)), (slice(0, 1), slice(0, 1), slice(1, 2), slice(1, 2))],
+    ids=["a conditioning each", "a picture each"],
+)
+@CONFIGS
+def test_ranks_decide_as_one_that_has_all_rows(config, here):
+    rows = two_rows(len(here) // 2)
+    rows[1::2] *= 2
+    expected, whole = sampled(config, rows)
+    group, results = on_ranks(config, rows.chunk(len(here)), here)
+    assert_decided_alike(group, results, expected)
+    torch.testing.assert_close(torch.cat([part for _, part in results]), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_correction_is_bounded_by_the_size_of_all_tokens():

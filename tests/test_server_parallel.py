@@ -150,11 +150,25 @@ def test_shipped_workflow_runs_with_one_device_and_with_two(server):
     assert np.abs(pixels(together.images[0]).astype(int) - pixels(single.images[0])).max() <= 1
 
 
-def test_a_second_prompt_starts_no_process_and_loads_nothing(server):
-    server.run_workflow(spread(server, seed=2))
+def with_a_second_model(prompt: dict) -> dict:
+    """The picture goes on with another model on the same ranks, as Wan 2.2's does; its latent is the one saved."""
+    loader, sampler = key_of(prompt, "UNETLoader"), key_of(prompt, "KSampler")
+    other = {**prompt[loader]["inputs"], "weight_dtype": "fp8_e4m3fn"}
+    inputs = {**prompt[sampler]["inputs"], "model": ["launcher 2", 0], "latent_image": [sampler, 0], "denoise": 0.5}
+    return prompt | {
+        "loader 2": {"class_type": "UNETLoader", "inputs": other},
+        "launcher 2": {**prompt["launcher"], "inputs": {**prompt["launcher"]["inputs"], "model": ["loader 2", 0]}},
+        "sampler 2": {"class_type": "KSampler", "inputs": inputs},
+        "latent": {**prompt["latent"], "inputs": {**prompt["latent"]["inputs"], "samples": ["sampler 2", 0]}},
+    }
+
+
+@pytest.mark.parametrize("models", [lambda prompt: prompt, with_a_second_model], ids=["one model", "two models"])
+def test_a_second_prompt_starts_no_process_and_loads_nothing(server, models):
+    first = latent_of(server, server.run_workflow(models(spread(server, seed=2))))
     before = ranks(server)
     read = sum(_bytes_read(rank["pid"]) for rank in before)
-    server.run_workflow(spread(server, seed=3))
+    assert not torch.equal(latent_of(server, server.run_workflow(models(spread(server, seed=3)))), first)
     assert [rank["pid"] for rank in ranks(server)] == [rank["pid"] for rank in before]
     assert sum(_bytes_read(rank["pid"]) for rank in before) - read < 4 * 2**20, "the weights alone are 28 MB"
 

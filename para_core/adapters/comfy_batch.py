@@ -24,12 +24,12 @@ class BatchShare:
     rows: BatchRows
 
     @classmethod
-    def of(cls, mesh: RankMesh, call: Call) -> BatchShare:
-        """call: positional and keyword arguments of the diffusion model, the same on every rank."""
+    def of(cls, mesh: RankMesh, call: Call, *, even: bool = False) -> BatchShare:
+        """call: positional and keyword arguments of the diffusion model, the same on every rank. even: `BatchRows`'."""
         args, kwargs = call
         options = kwargs.get("transformer_options") or {}
         x = args[0] if isinstance(args[0], Tensor) else args[0][0]  # a nested latent is a list
-        rows = BatchRows(mesh, x.shape[0], len(options.get("cond_or_uncond", [0])))
+        rows = BatchRows(mesh, x.shape[0], len(options.get("cond_or_uncond", [0])), even)
         if rows.num_groups == 1:
             return cls(call, rows)
         mine = {name: options[name][rows.conditionings] for name in ("cond_or_uncond", "uuids") if name in options}

@@ -21,11 +21,11 @@ from ..sharded_call import sharding_obstacle
 from .comfy_attention import chosen_attention
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
-from .comfy_fbcache import NAME as FBCACHE
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
 from .comfy_quantized_linear import QuantizedLinear
 from .comfy_session import Session
 from .comfy_stand_in import DIFFUSION_MODEL, PARALLEL, twin_of
+from .comfy_unload import unload
 
 logger = logging.getLogger(__name__)
 NAME = PARALLEL
@@ -121,7 +121,7 @@ def _outer_sample(executor, noise, *args, **kwargs):
         require_lse(chosen_attention())
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
     unload(model)
-    names = session.prepare(model)
+    names = session.prepared.model(model)
     memory = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)[0] / mesh.world_size
     loaded = session.group.connected and session.on_devices == names["model"]
     make_room(model, session, loaded=loaded, memory=memory)
@@ -154,17 +154,6 @@ def _say(option: ParallelOption, text: str, level: int = logging.INFO) -> None:
         option.listener(text)
 
 
-def unload(model: ModelPatcher) -> None:
-    """Have the host let go of the model's weights, and take LoRAs out of them."""
-    of_one = getattr(comfy.model_management, "unload_model_and_clones", None)  # not in ComfyUI 0.3
-    if of_one is not None:
-        of_one(model, unload_additional_models=False)
-        return
-    loaded = comfy.model_management.current_loaded_models
-    others = [one for one in loaded if one.model is None or not one.model.is_clone(model)]
-    comfy.model_management.free_memory(1e30, model.load_device, others)
-
-
 def make_room(model: ModelPatcher, session: Session, *, loaded: bool, memory: float) -> None:
     """Have the host leave its device to the rank that runs there too.
 
@@ -184,12 +173,7 @@ def make_room(model: ModelPatcher, session: Session, *, loaded: bool, memory: fl
 
 
 def _num_rows(guider: object, noise: Tensor) -> int:
-    """Rows of a model call, as far as can be known: the host batches conditionings of equal shapes.
-
-    With the first-block cache the rows stay together, since one decision is made for all of them.
-    """
-    if option_of(guider, FBCACHE) is not None:
-        return 1
+    """Rows of a model call, as far as can be known: the host batches conditionings of equal shapes."""
     shapes = {
         name: [getattr(cond.get("cross_attn"), "shape", None) for cond in found] for name, found in guider.conds.items()
     }
@@ -210,11 +194,6 @@ def _refuse_combinations(guider: object, option: ParallelOption) -> None:
         raise ValueError(
             f"Compile Model has {setting}, which records CUDA graphs; these cannot hold the exchange between devices. "
             'Set backend "inductor" and mode "default" or "max-autotune-no-cudagraphs".'
-        )
-    if option.config.batch_parallel == "on" and option_of(guider, FBCACHE) is not None:
-        raise ValueError(
-            'batch_parallel is "on" with the FBCache Patcher, which decides for positive and negative prompt together. '
-            'Set batch_parallel to "auto" or "off", or bypass the patcher.'
         )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..parallel_config import ParallelConfig
 from ..parallel_vae import obstacle
-from .comfy_parallel import unload
 from .comfy_session import Session
+from .comfy_unload import unload
 
 
 class DecoderStandIn(nn.Module):
@@ -52,7 +52,7 @@ def parallel_vae_decode(
         )
     group = session(config)
     unload(vae.patcher)
-    names = group.prepare_vae(model)
+    names = group.prepared.vae(model)
     return _twin(vae, lambda part, options: group.decode(names, part, options)).decode(samples)
 
 

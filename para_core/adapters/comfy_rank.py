@@ -42,6 +42,7 @@ class Service:
         self._meshes: dict[tuple[int, int, int], RankMesh] = {}
         self._vae: tuple[str, ModelPatcher] | None = None
         self._run: RankRun | None = None
+        self._run_of: str | None = None  # the model of the latest run
         self._compilations: dict[tuple[str, CompileConfig], Compilation] = {}
         self._attention: AttentionOnRanks | None = None
 
@@ -58,19 +59,40 @@ class Service:
         import comfy.model_management  # noqa: F401
         import comfy.sd  # noqa: F401
 
-    def load(self, payload: Mapping) -> None:
-        """Build a model under the id that the server gives it: by its loader's recipe, or from a packed module."""
-        from .comfy_rank_models import from_module, from_recipe
+    def load(self, payload: Mapping) -> dict:
+        """Build a model under the id that the server gives it: by its loader's recipe, or from a packed module.
 
-        if payload["model"] in self._models:
-            return
-        if self._models:  # of a client that is gone, or of a load that was left: two would not fit where one does
-            self.unload({"forget": True})
-        if payload["recipe"] is not None:
-            found = from_recipe(payload["recipe"])
-        else:
-            found = from_module(payload["module"], payload["tensors"], self.context.device)
-        self._models[payload["model"]] = found
+        keep: those that the server counts on; others are of a client that is gone, or of a load that was left.
+        """
+        from .comfy_rank_models import from_module, from_recipe
+        from .comfy_shared_weights import private_bytes
+
+        name = payload["model"]
+        self.forget({"models": self._models.keys() - {name, *payload["keep"]}})
+        if name not in self._models:
+            if payload["recipe"] is not None:
+                found = from_recipe(payload["recipe"])
+            else:
+                found = from_module(payload["module"], payload["tensors"], self.context.device)
+            self._models[name] = found
+        return {"private_bytes": private_bytes(self._models[name])}
+
+    def forget(self, payload: Mapping) -> None:
+        """Free these models, here and on the device; they end a run of theirs."""
+        import comfy.model_management
+
+        from .comfy_unload import unload
+
+        for name in payload["models"]:
+            if self._run_of == name:
+                self._end_run()
+            if name in self._models:
+                unload(self._models.pop(name))
+            for kept in (self._variants, self._compilations):
+                for key in [key for key in kept if key[0] == name]:
+                    del kept[key]
+        if payload["models"]:
+            comfy.model_management.soft_empty_cache()
 
     def load_vae(self, payload: Mapping) -> None:
         """Take over the model of a VAE, in the place of the one before."""
@@ -112,6 +134,7 @@ class Service:
         ranks = MeshRanks(self._mesh(tuple(payload["mesh"])), chosen_attention())
         self._attention = self._attention or AttentionOnRanks()
         compilation = None if payload["compile"] is None else self._compilation(payload["model"], payload["compile"])
+        self._run_of = payload["model"]
         self._run = RankRun(patcher, payload, ranks=ranks, attention=self._attention, compilation=compilation)
 
     def forward(self, payload: Mapping) -> dict:
@@ -156,14 +179,10 @@ class Service:
         return report
 
     def unload(self, payload: Mapping) -> None:
-        """Free this rank's device, on which the next call of a run loads anew; with forget True also the models."""
+        """Free this rank's device, on which the next call of a run loads anew."""
         import comfy.model_management
 
-        if payload.get("forget"):
-            self._end_run()
-        elif self._run is not None:
+        if self._run is not None:
             self._run.leave_device()
         comfy.model_management.unload_all_models()
-        if payload.get("forget"):
-            self._models, self._variants, self._compilations = {}, {}, {}
         comfy.model_management.soft_empty_cache()

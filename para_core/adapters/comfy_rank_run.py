@@ -73,14 +73,14 @@ class RankRun:
         args = tuple(received(value) for value in payload["args"])
         kwargs = {name: received(value) for name, value in payload["kwargs"].items()}
         kwargs["transformer_options"] = {name: received(value) for name, value in payload["options"].items()}
-        if payload["cache"] is None or self._cache is None:
-            share = BatchShare.of(self._ranks.mesh, (args, kwargs))
-            output = share.gather(self._sharded(share.call))
-            return self._answer(output, None)
+        cached = payload["cache"] is not None and self._cache is not None
+        share = BatchShare.of(self._ranks.mesh, (args, kwargs), even=cached)
+        if not cached:
+            return self._answer(share.gather(self._sharded(share.call)), None)
         keys = dict(zip(payload["cache"]["keys"], payload["cache"]["names"], strict=True))
         step = Step(**payload["cache"]["step"])
-        with self._cache.call(self._family, self._num_blocks, keys, step) as call:
-            output = self._sharded((args, kwargs), around_blocks=call.block)
+        with self._cache.call(self._family, self._num_blocks, keys, step, here=share.rows.conditionings) as call:
+            output = share.gather(self._sharded(share.call, around_blocks=call.block))
         return self._answer(output, self._decided(call))
 
     def _sharded(self, call: Call, **around: AroundBlocks) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import sys
-import uuid
-import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -15,19 +13,18 @@ import comfy.model_management
 import torch
 from comfy.cli_args import args as host_arguments
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..cache_run import CacheRun
 from ..compile_report import Compiled, CompileReport
-from ..workers import GroupConfig, Shared, WorkerError
+from ..workers import GroupConfig, WorkerError
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
 from .comfy_kept_calls import KeptCalls, on_cpu
 from .comfy_options import KEY
-from .comfy_quantization import quantized_weights
-from .comfy_rank_models import quantized_to
-from .comfy_stand_in import DIFFUSION_MODEL, RemoteCall
-from .comfy_travel import pack_to_send, received, recipe_of, sendable, sendable_options
+from .comfy_prepared import Prepared
+from .comfy_stand_in import RemoteCall
+from .comfy_travel import received, sendable, sendable_options
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +68,7 @@ class Session:
     def __init__(self, group: Group) -> None:
         self.group = group
         group.recover = self._replay
-        # Of models without a recipe.
-        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-        self._prepared: dict[str, dict] = {}  # method to its latest payload, in the order of a restart
+        self.prepared = Prepared(self._ask, self.world_size)
         self._configured = False
         self.mesh = ""  # of the latest run, in words
         self.twin: ModelPatcher | None = None  # of the latest run: what the host knows of the ranks' model
@@ -93,29 +88,6 @@ class Session:
     def num_restarts(self) -> int:
         """Of the group, during the present run."""
         return 0 if self._run is None else self._run.num_restarts
-
-    def prepare(self, model: ModelPatcher) -> dict:
-        """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
-
-        A model that they have already costs nothing; one that differs in its LoRAs only costs sending those.
-        """
-        load = self._load_payload(model)
-        names = {"model": load["model"], "variant": str(model.patches_uuid)}
-        if self._prepared.get("load", {}).get("model") != load["model"]:
-            if self._prepared.pop("load", None) is not None:  # one model at a time: two would not fit where one does
-                self._prepared.pop("patch", None)
-                self._ask("unload", {"forget": True})
-            self._prepare("load", load)
-        if not names.items() <= self._prepared.get("patch", {}).items():
-            self._prepare("patch", names | _patch_payload(model))
-        return names
-
-    def prepare_vae(self, model: nn.Module) -> dict:
-        """The same for the model of a VAE, beside the diffusion model."""
-        payload = self._module_payload(model)
-        if self._prepared.get("load_vae", {}).get("model") != payload["model"]:
-            self._prepare("load_vae", payload)
-        return {"model": payload["model"]}
 
     def decode(self, names: dict, samples: Tensor, options: dict) -> Tensor:
         """What the VAE of these names decodes, computed by all ranks."""
@@ -176,7 +148,7 @@ class Session:
             self.on_devices = None
             # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
-                self.group.call("unload", {"forget": False}, cancelled=cancelled)
+                self.group.call("unload", {}, cancelled=cancelled)
             # Not into the host's memory management, which would end its prompt thread.
             except WorkerError as error:
                 logger.warning("the ranks did not free their devices: %s", error)
@@ -189,26 +161,6 @@ class Session:
             found = received(answer["compile"])
             compiled = tuple(Compiled(**one) for one in found.pop("compiled"))
             option.tell(CompileReport(compiled, **found))
-
-    def _load_payload(self, model: ModelPatcher) -> dict:
-        recipe = recipe_of(model)
-        if recipe is not None:
-            return {"model": recipe[0], "recipe": recipe[1], "module": b"", "tensors": []}
-        return self._module_payload(model.model.diffusion_model)
-
-    def _module_payload(self, model: nn.Module) -> dict:
-        """The module itself, its weights in memory that all ranks of this machine share."""
-        name = self._names.setdefault(model, uuid.uuid4().hex)
-        if any(payload.get("model") == name for payload in self._prepared.values()):
-            return {"model": name}
-        packed, tensors = pack_to_send(
-            model, f"this model ({type(model).__name__})", "Load it with ComfyUI's own loader"
-        )
-        return {"model": name, "recipe": None, "module": packed, "tensors": Shared(tensors)}
-
-    def _prepare(self, method: str, payload: dict) -> None:
-        self._ask(method, payload)
-        self._prepared[method] = payload
 
     def _ask(self, method: str, payload: Mapping) -> object:
         if not self._configured:
@@ -224,8 +176,7 @@ class Session:
         if self._run is not None:
             self._run.num_restarts += 1
         self._configure()
-        for method, payload in self._prepared.items():
-            self.group.call(method, payload, cancelled=cancelled)
+        self.prepared.restore()
         if self.asked:
             self.group.call("begin", self._run.begun, cancelled=cancelled)
             for payload in self._run.calls.payloads() if self._run.calls is not None else ():
@@ -240,17 +191,6 @@ def cancelled() -> bool:
     """Raises, as the host's own sampling does, when a person has pressed cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     return False
-
-
-def _patch_payload(model: ModelPatcher) -> dict:
-    own = {name: found for name, found in model.patches.items() if name.startswith(DIFFUSION_MODEL)}
-    packed, tensors = pack_to_send(own, "a LoRA or another patch of the weights", "Remove it")
-    return {
-        "patches": packed,
-        "patch_tensors": tensors,
-        "quantized": quantized_to(quantized_weights(model)),
-        "force_cast_weights": model.force_cast_weights,
-    }
 
 
 def _compile_settings(option: CompileOption) -> dict:

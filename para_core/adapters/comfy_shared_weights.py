@@ -95,6 +95,12 @@ class SharingPatcher(ModelPatcher):
                 comfy.utils.set_attr_param(module, name, tensor)
 
 
+def private_bytes(patcher: ModelPatcher) -> int:
+    """Of its weights, what this process alone holds."""
+    whole = sum(tensor.nbytes for tensor in patcher.model.state_dict().values())
+    return whole - sum(place.tensor.nbytes for place in getattr(patcher, "places", ()))
+
+
 def _places(model: nn.Module, sources: Iterable[Source]) -> Iterator[Place]:
     tensors = {id(parameter): tensor for parameter, tensor in sources}
     for path, module in model.named_modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,27 +34,36 @@ class RemoteCall:
 
 
 class StandIn(nn.Module):
-    """Has no weights; its forward is `forward_elsewhere(args, kwargs)`, and the rest is the original's."""
+    """Has no weights; its forward is `forward_elsewhere(args, kwargs)`, and the rest is the original's.
 
-    def __init__(self, original: nn.Module, forward_elsewhere: Forward, exchanged: Mapping[str, object]) -> None:
-        """exchanged: the MODEL's object patches, some of which are in the original."""
+    The original is the MODEL's, and lives no longer for this: a stand-in stays after its run.
+    """
+
+    def __init__(self, model: ModelPatcher, forward_elsewhere: Forward) -> None:
         super().__init__()
-        # In a tuple: as a submodule its weights would count as ours, and be loaded.
-        self._elsewhere = (original, forward_elsewhere)
-        self.exchanged = exchanged
+        self._model, self._forward_elsewhere = weakref.ref(model), forward_elsewhere
 
     @property
     def original(self) -> nn.Module:
-        return self._elsewhere[0]
+        """Raises AttributeError once the MODEL is gone."""
+        return self._model().model.diffusion_model
+
+    @property
+    def exchanged(self) -> Mapping[str, object]:
+        """The MODEL's object patches, some of which are in the original."""
+        return self._model().object_patches
 
     def __getattr__(self, name: str):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.original, name)
+            model = self.__dict__["_model"]()
+            if model is None or name in ("original", "exchanged"):
+                raise
+            return getattr(model.model.diffusion_model, name)
 
     def forward(self, *args, **kwargs):
-        return self._elsewhere[1](args, kwargs)
+        return self._forward_elsewhere(args, kwargs)
 
 
 def object_patches_of(model: ModelPatcher) -> Mapping[str, object]:
@@ -70,7 +80,8 @@ def twin_of(model: ModelPatcher, forward_elsewhere: Forward) -> ModelPatcher:
     base = copy.copy(model.model)
     for kind in ("_modules", "_parameters", "_buffers"):
         base.__dict__[kind] = dict(base.__dict__[kind])
-    base.diffusion_model = StandIn(model.model.diffusion_model, forward_elsewhere, model.object_patches)
+    base.diffusion_model = StandIn(model, forward_elsewhere)
+    base.current_patcher = None
     base.current_weight_patches_uuid = None
     base.model_loaded_weight_memory = 0
     base.device = model.load_device

@@ -68,7 +68,7 @@ class ParallelHook(ModelHook):
         for name in REFUSED:
             if given.get(name) is not None:
                 raise ValueError(f"`{name}` cannot be split among ranks; run this pipeline without parallelize_pipe.")
-        rows = BatchRows(self.mesh, given["hidden_states"].shape[0])
+        rows = BatchRows(self.mesh, given["hidden_states"].shape[0], even=True)
         num_blocks = [len(stack.blocks_in(module)) for stack in self._family.stacks]
         sharded = ShardedCall(self._family, num_blocks, self.ranks)
         with attending(sharded), sharded_blocks(module, self._family, sharded), AttentionOnRanks(sharded):

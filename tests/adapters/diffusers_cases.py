@@ -61,20 +61,22 @@ def compare(rank: int, world_size: int, *, mesh=None, num_heads=2, **settings) -
     return relative(images(parallel, **settings), expected), seen
 
 
-def cached(rank: int, world_size: int, *, mesh, parallel_first: bool) -> tuple[float, list[bool], torch.Tensor]:
+def cached(
+    rank: int, world_size: int, *, mesh, parallel_first: bool, batch: int = 1
+) -> tuple[float, list[bool], torch.Tensor]:
     """Error against the cache on one device, which steps were reused there and here, and the picture."""
     from para_core.adapters.diffusers import apply_cache_on_pipe
     from para_core.adapters.diffusers_parallel import parallelize_pipe
 
     reports = []
     settings = {"residual_diff_threshold": 1.2, "listener": reports.append}
-    expected = images(apply_cache_on_pipe(pipeline(), **settings), steps=8)
+    expected = images(apply_cache_on_pipe(pipeline(), **settings), steps=8, batch=batch)
     pipe = pipeline()
     if parallel_first:
         pipe = apply_cache_on_pipe(parallelize_pipe(pipe, mesh=mesh_of(mesh)), **settings)
     else:
         pipe = parallelize_pipe(apply_cache_on_pipe(pipe, **settings), mesh=mesh_of(mesh))
-    output = images(pipe, steps=8)
+    output = images(pipe, steps=8, batch=batch)
     reused = [[record.reused for record in report.conditionings["positive"]] for report in reports]
     return relative(output, expected), reused, output
 

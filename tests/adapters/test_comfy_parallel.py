@@ -32,17 +32,30 @@ def test_the_result_is_that_of_one_device(parallel, tiny, settings, cfg, num_tok
     assert relative(sample(parallel(model, **settings), tiny, cfg=cfg, num_tokens=num_tokens), expected) <= EXACT
 
 
-def test_loras_and_the_cache(parallel):
-    """Decisions are made together: were they not, the ranks would wait for each other."""
+@pytest.mark.parametrize("batch_parallel", ["on", "off"])
+@pytest.mark.parametrize("cache", [{}, {"decision": "prediction", "order": 1}], ids=["first block", "prediction"])
+def test_loras_and_the_cache(parallel, cache, batch_parallel):
+    """Decisions are made together: were they not, the ranks would wait for each other, or part by their prompts."""
     model, reports = lora(build(FLUX), 0.7), []
-    settings = {"max_consecutive_hits": 2}
-    expected = sample(fbcache(model, 100.0, reports.append, **settings), FLUX, cfg=4.0)
-    result = sample(fbcache(parallel(model), 100.0, reports.append, **settings), FLUX, cfg=4.0)
+    threshold, settings = (100.0, {"max_consecutive_hits": 2}) if not cache else (0.95, {})
+    call = {"cfg": 4.0, "steps": 10, "num_tokens": (7, 7)}
+    expected = sample(fbcache(model, threshold, reports.append, **settings, **cache), FLUX, **call)
+    on_ranks = parallel(model, batch_parallel=batch_parallel)
+    result = sample(fbcache(on_ranks, threshold, reports.append, **settings, **cache), FLUX, **call)
     assert relative(result, expected) <= EXACT
-    copied = copy.deepcopy(parallel(model).model_options)  # ComfyUI 0.3 does it with every clone
-    assert "parallel" in copied["transformer_options"]["para_accelerate"]
     here, there = (report for report in reports if report.finished)
     assert there.num_block_calls == here.num_block_calls < here.num_block_calls_baseline
+    for name, records in here.conditionings.items():
+        ours, theirs = ([(one.step, one.reused) for one in found] for found in (there.conditionings[name], records))
+        assert ours == theirs
+        diffs = [[one.diff for one in found if one.diff] for found in (there.conditionings[name], records)]
+        assert diffs[0] == pytest.approx(diffs[1], rel=1e-3)
+
+
+def test_options_survive_being_copied(parallel):
+    """ComfyUI 0.3 does it with every clone."""
+    copied = copy.deepcopy(parallel(build(FLUX)).model_options)
+    assert "parallel" in copied["transformer_options"]["para_accelerate"]
 
 
 @pytest.mark.parametrize("scheme", ["fp8_weight_only", "fp8_dynamic_per_row", "fp8_dynamic_per_tensor"])

@@ -1,5 +1,7 @@
 """A MODEL that samples elsewhere: what goes there and comes back, with a group of one rank in this process."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -140,6 +142,95 @@ def test_a_second_run_asks_for_nothing_but_the_calls(elsewhere):
     assert set(elsewhere.group.calls) == {"begin", "forward", "end"}
 
 
+def test_models_of_one_workflow_stay_on_the_ranks(elsewhere):
+    """As Wan 2.2's two for high and low noise: in turn, also with another LoRA on one of them."""
+    models = [build(FLUX), build(FLUX, seed=1)]
+    expected = [sample(model, FLUX) for model in models]
+    wired = [elsewhere(model) for model in models]
+    for _ in range(2):
+        for model, result in zip(wired, expected, strict=True):
+            assert torch.equal(sample(model, FLUX), result)
+    changed = sample(lora(models[1], 0.5), FLUX)
+    assert torch.equal(sample(lora(wired[1], 0.5), FLUX), changed)
+    assert torch.equal(sample(wired[0], FLUX), expected[0])
+    counts = {method: elsewhere.group.calls.count(method) for method in ("load", "patch", "forget")}
+    assert counts == {"load": 2, "patch": 3, "forget": 0}
+
+
+def test_ranks_forget_what_the_host_has_dropped(elsewhere):
+    group = elsewhere.group
+    there = group.service._models
+    dropped, kept = build(FLUX), elsewhere(build(FLUX, seed=1))
+    weights = weakref.ref(next(dropped.model.diffusion_model.parameters()))
+    expected = sample(kept, FLUX)
+    sample(fbcache(elsewhere(dropped), 100.0), FLUX)
+    assert len(there) == 2
+    del dropped
+    gc.collect()
+    assert len(there) == 2 and weights() is None, "the host's own go at once"
+    assert torch.equal(sample(kept, FLUX), expected)
+    assert len(there) == 1 and group.calls.count("forget") == 1
+
+
+@pytest.mark.parametrize(("free", "num_left"), [(0, 1), (10**15, 2)])
+def test_copies_of_weights_give_way_to_the_next_model(elsewhere, monkeypatch, free, num_left):
+    import comfy.model_management
+
+    from para_core.adapters import comfy_shared_weights
+
+    monkeypatch.setattr(comfy_shared_weights, "private_bytes", lambda patcher: 1000)
+    models = [elsewhere(build(FLUX, seed=seed)) for seed in (0, 1)]
+    expected = sample(models[0], FLUX)
+
+    def get_free_memory(device=None, torch_free_too=False):
+        return (free, free) if torch_free_too else free
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", get_free_memory)
+    sample(models[1], FLUX, steps=1)
+    assert len(elsewhere.group.service._models) == num_left
+    assert torch.equal(sample(models[0], FLUX), expected)
+
+
+def test_a_restart_brings_back_the_model_of_the_run_and_others_when_they_are_needed(elsewhere):
+    group, models = elsewhere.group, [elsewhere(lora(build(FLUX, seed=seed), 0.7)) for seed in (0, 1)]
+    expected = [sample(model, FLUX) for model in models]
+    dying(group, lambda number: number == 3)
+    group.calls.clear()
+    assert torch.equal(sample(models[1], FLUX), expected[1])
+    assert group.calls.count("load") == 1
+    assert torch.equal(sample(models[0], FLUX), expected[0])
+    assert group.calls.count("load") == 2
+
+
+def test_models_of_a_client_that_is_gone_are_forgotten(elsewhere):
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.adapters.comfy_session import Session
+    from para_core.parallel_config import ParallelConfig
+
+    first, second = build(FLUX), build(FLUX, seed=1)
+    sample(elsewhere(first), FLUX)
+    session = Session(elsewhere.group)
+    sample(apply_parallel(second, ParallelConfig(("cpu",)), lambda config: session), FLUX)
+    assert len(elsewhere.group.service._models) == 1
+
+
+def test_nothing_of_a_model_is_kept_after_its_run(elsewhere):
+    """By the stand-in, which the host knows as long as the ranks have something on their devices."""
+    from para_core.adapters.comfy_quantization import apply_quantization
+
+    quantized = elsewhere(apply_quantization(build(FLUX), "int8_weight_only")[0])
+    sample(quantized, FLUX)
+    twin = elsewhere.group.recover.__self__.twin
+    assert twin is not None and twin.model.diffusion_model.original is quantized.model.diffusion_model
+    held = [weakref.ref(quantized.model), *(weakref.ref(layer) for layer in quantized.object_patches.values())]
+    elsewhere.group.service.forget({"models": list(elsewhere.group.service._models)})
+    del quantized
+    gc.collect()
+    assert {ref() for ref in held} == {None}
+    with pytest.raises(AttributeError):
+        _ = twin.model.diffusion_model.img_in
+
+
 def test_ranks_that_free_their_devices_within_a_run_go_on_with_it(elsewhere):
     """As the host asks for when it loads another model between two calls; a LoRA is out of the weights then."""
     group, model = elsewhere.group, lora(build(FLUX), 0.7)
@@ -150,7 +241,7 @@ def test_ranks_that_free_their_devices_within_a_run_go_on_with_it(elsewhere):
 
     def without_memory(method, payload, **settings):
         if method == "forward" and next(numbers) == 4:
-            group.service.unload({"forget": False})
+            group.service.unload({})
             assert model.loaded_size() == 0
         return original(method, payload, **settings)
 

@@ -36,9 +36,12 @@ def test_mesh_is_chosen_by_the_heads(on_ranks):
         assert seen == {(1, 20)}
 
 
+@pytest.mark.parametrize(("mesh", "batch"), [(RING, 1), (BATCH, 2)], ids=["ring", "batch"])
 @pytest.mark.parametrize("parallel_first", [True, False])
-def test_cache_and_ranks_in_either_order(on_ranks, parallel_first):
-    (error, reused, output), (other, _, same) = on_ranks("cached", mesh=RING, parallel_first=parallel_first)
+def test_cache_and_ranks_in_either_order(on_ranks, parallel_first, mesh, batch):
+    (error, reused, output), (other, _, same) = on_ranks(
+        "cached", mesh=mesh, parallel_first=parallel_first, batch=batch
+    )
     alone, here = reused
     assert any(alone) and not all(alone[1:])
     assert here == alone

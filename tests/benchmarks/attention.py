@@ -2,11 +2,13 @@
 
 Speedups are of one rank's time: by CPU seconds of the slowest rank, and by wall seconds. The ceiling is what the
 machine itself gives in the same round: as many ranks as that, each with all the work, beside one rank that is alone.
+With --blocks 0 only the attention, without linear layers around it: it shows small differences.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -54,16 +56,21 @@ class Bench:
         for group in self._groups.values():
             group.close()
 
-    def slowest(self, world_size: int, implementation: str, num_tokens: int) -> tuple[float, float]:
-        """CPU and wall seconds of the slowest rank."""
-        results = self.group(world_size).run(
-            "benchmarks.attention_stack.seconds",
-            timeout=TIMEOUT,
-            implementation=implementation,
-            num_tokens=num_tokens,
-            num_blocks=self.num_blocks,
-        )
-        return max(cpu for cpu, _ in results), max(wall for _, wall in results)
+    def seconds(
+        self, world_size: int, names: Sequence[str], num_tokens: int, num_rounds: int
+    ) -> dict[str, list[tuple[float, float]]]:
+        """CPU and wall seconds of the slowest rank in each round, all in turn in the same processes."""
+        case = functools.partial(self.group(world_size).run, "benchmarks.attention_stack.in_turn", timeout=TIMEOUT)
+        case = functools.partial(case, implementations=names, num_blocks=self.num_blocks)
+        case(num_tokens=WARM_UP_TOKENS, num_rounds=1)
+        results = case(num_tokens=num_tokens, num_rounds=num_rounds)
+        return {
+            name: [
+                (max(cpu for cpu, _ in of_round), max(wall for _, wall in of_round))
+                for of_round in zip(*(one[name] for one in results), strict=True)
+            ]
+            for name in names
+        }
 
     def runs(self, world_size: int, implementation: str) -> str:
         """Empty where the implementation is there and right; else why not."""
@@ -77,19 +84,18 @@ class Bench:
 
     def compare(self, world_size: int, names: Sequence[str], num_tokens: int, num_rounds: int) -> list[Speedups]:
         """All implementations in turn within each round, so that each has the ceiling and the baseline beside it."""
-        for name in names:
-            self.slowest(world_size, name, WARM_UP_TOKENS)
-        self.slowest(1, "alone", WARM_UP_TOKENS)
-        rounds = []
-        for number in range(num_rounds):
-            one = self.slowest(1, "alone", num_tokens)
-            together = self.slowest(world_size, "alone", num_tokens)
-            ceiling = tuple(world_size * mine / theirs for mine, theirs in zip(one, together, strict=True))
-            # Another order each time: what else the machine does comes and goes.
-            for name in (*names[number % len(names) :], *names[: number % len(names)]):
-                divided = self.slowest(world_size, name, num_tokens)
-                rounds.append((name, one[0] / divided[0], one[1] / divided[1], *ceiling))
-        return [Speedups(name, *zip(*[row[1:] for row in rounds if row[0] == name], strict=True)) for name in names]
+        found = self.seconds(world_size, ("one", "alone", *names), num_tokens, num_rounds)
+        ceilings = list(zip(*_ratios(found["one"], found["alone"], world_size), strict=True))
+        return [Speedups(name, *zip(*_ratios(found["one"], found[name]), strict=True), *ceilings) for name in names]
+
+
+def _ratios(
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], times: int = 1
+) -> list[tuple[float, float]]:
+    return [
+        (times * cpu / their_cpu, times * wall / their_wall)
+        for (cpu, wall), (their_cpu, their_wall) in zip(ours, theirs, strict=True)
+    ]
 
 
 def main() -> None:

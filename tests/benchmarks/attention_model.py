@@ -59,8 +59,7 @@ def compare(bench: Bench, world_size: int, num_tokens: int) -> None:
         f"{machine.latency * 1e6:.0f} us a message\n"
     )
     for name, shape in (("ring", MeshShape(ring=world_size)), ("ulysses", MeshShape(ulysses=world_size))):
-        bench.slowest(world_size, name, num_tokens)  # warms up
-        measured = min(bench.slowest(world_size, name, num_tokens)[0] for _ in range(3))
+        measured = min(cpu for cpu, _ in bench.seconds(world_size, (name,), num_tokens, 3)[name])
         predicted = cost(workload(num_tokens), machine, shape).total
         sys.stdout.write(f"  {name}: predicted {predicted:.3f} s, measured {measured:.3f} s\n")
     sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -118,6 +118,7 @@ def yunchang_ring(num_tokens: int) -> Attention:
 
 
 IMPLEMENTATIONS: dict[str, Callable[[int], Attention]] = {
+    "one": alone,
     "alone": alone,
     "ring": functools.partial(ours, ring=True),
     "ulysses": functools.partial(ours, ring=False),
@@ -127,21 +128,35 @@ IMPLEMENTATIONS: dict[str, Callable[[int], Attention]] = {
 }
 
 
-def seconds(
-    rank: int, world_size: int, *, implementation: str, num_tokens: int, num_blocks: int
-) -> tuple[float, float]:
-    """A case of gloo_ranks: CPU and wall seconds of one pass of this rank's tokens; "alone" has all on each rank."""
-    share = slice(0, num_tokens)
-    if implementation != "alone":
-        share = slice_of(balanced_lengths(num_tokens, world_size), rank)
+def in_turn(
+    rank: int, world_size: int, *, implementations: Sequence[str], num_tokens: int, num_rounds: int, num_blocks: int
+) -> dict[str, list[tuple[float, float]]]:
+    """A case: CPU and wall seconds of this rank's tokens in each round, all implementations in turn in another order.
+
+    "alone" has all tokens on each rank, "one" too, on rank 0 while the others wait. num_blocks 0: attention without
+    anything around it.
+    """
     torch.manual_seed(SEED + 1)
-    x = torch.randn(1, num_tokens, WIDTH)[:, share]
-    attention, stack = IMPLEMENTATIONS[implementation](num_tokens), blocks(num_blocks)
-    dist.barrier()
-    cpu, wall = time.process_time(), time.perf_counter()
-    for block in stack:
+    whole = torch.randn(1, num_tokens, WIDTH if num_blocks else 3 * WIDTH)
+    share = whole[:, slice_of(balanced_lengths(num_tokens, world_size), rank)]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in implementations}
+    for number in range(num_rounds):
+        place = number % len(implementations)  # what else the machine does comes and goes
+        for name in (*implementations[place:], *implementations[:place]):
+            attention = IMPLEMENTATIONS[name](num_tokens)
+            dist.barrier()
+            cpu, wall = time.process_time(), time.perf_counter()
+            if name != "one" or rank == 0:
+                _pass(whole if name in ("one", "alone") else share, attention, num_blocks)
+            found[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return found
+
+
+def _pass(x: Tensor, attention: Attention, num_blocks: int) -> None:
+    if not num_blocks:
+        attention(*x.unflatten(-1, (3, HEADS, HEAD_DIM)).unbind(2))
+    for block in blocks(num_blocks):
         x = block(x, attention)
-    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def error(rank: int, world_size: int, *, implementation: str) -> float:

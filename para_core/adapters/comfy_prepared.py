@@ -1,0 +1,126 @@
+"""ComfyUI: the models that a group of ranks has built for this process, as long as this process has them itself."""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+from ..workers import Shared
+from .comfy_quantization import quantized_weights
+from .comfy_rank_models import quantized_to
+from .comfy_stand_in import DIFFUSION_MODEL
+from .comfy_travel import pack_to_send, recipe_of
+
+Ask = Callable[[str, Mapping], object]  # (method, payload) -> the answer of the ranks
+
+
+@dataclass
+class Built:
+    """A model that the ranks have. owner: the host's; dead: nobody will ask for it again.
+
+    private_bytes: of weights that every rank holds for itself. variant: with which LoRAs and quantized weights.
+    """
+
+    owner: weakref.ref
+    private_bytes: int
+    variant: str | None = None
+
+
+class Prepared:
+    """Asks the ranks for what they lack of a model, and has them forget those that the host has dropped.
+
+    Holds no model, and nothing of its weights: after a restart it takes them from the host's once more.
+    """
+
+    def __init__(self, ask: Ask, num_ranks: int) -> None:
+        self._ask, self._num_ranks = ask, num_ranks
+        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # without a recipe
+        self._built: dict[str, Built] = {}
+        self._latest: weakref.ref[ModelPatcher] | None = None
+        self._vae: weakref.ref[nn.Module] | None = None
+
+    def model(self, model: ModelPatcher) -> dict:
+        """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
+
+        A model that they have already costs nothing; one that differs in its LoRAs only costs sending those.
+        """
+        recipe = recipe_of(model)
+        name = self._name(model.model.diffusion_model) if recipe is None else recipe[0]
+        names = {"model": name, "variant": str(model.patches_uuid)}
+        self._make_room(name, model)
+        if name not in self._built:
+            self._latest = None  # ranks that are lost now come back empty
+            answer = self._ask("load", {"model": name, "keep": list(self._built), **_source(model, recipe)})
+            self._built[name] = Built(weakref.ref(model.model), answer["private_bytes"])
+        built, self._latest = self._built[name], weakref.ref(model)
+        built.owner = weakref.ref(model.model)
+        if built.variant != names["variant"]:
+            self._ask("patch", names | _patch_payload(model))
+            built.variant = names["variant"]
+        return names
+
+    def vae(self, module: nn.Module) -> dict:
+        """The same for the model of a VAE, of which the ranks have one, beside the diffusion models."""
+        name = self._name(module)
+        if self._vae is None or self._vae() is not module:
+            self._ask("load_vae", {"model": name, **_module_payload(module)})
+            self._vae = weakref.ref(module)
+        return {"model": name}
+
+    def restore(self) -> None:
+        """The ranks are new: bring back what the latest calls are about. The rest follows when it is needed."""
+        built, self._built = self._built, {}
+        model = None if self._latest is None else self._latest()
+        vae, self._vae = None if self._vae is None else self._vae(), None
+        if model is not None and built:
+            self.model(model)
+        if vae is not None:
+            self.vae(vae)
+
+    def _name(self, module: nn.Module) -> str:
+        return self._names.setdefault(module, uuid.uuid4().hex)
+
+    def _make_room(self, name: str, model: ModelPatcher) -> None:
+        """Have the ranks forget what the host has dropped, and copies of weights where the next model needs the memory.
+
+        Weights in memory that all share stay: the pages of a file, and what the host itself has.
+        """
+        leaving = [other for other, built in self._built.items() if other != name and built.owner() is None]
+        if name not in self._built:
+            free = comfy.model_management.get_free_memory(torch.device("cpu"))
+            if free < self._num_ranks * model.model_size():
+                leaving += [other for other, built in self._built.items() if built.private_bytes]
+        if leaving:
+            for other in leaving:
+                self._built.pop(other, None)
+            self._ask("forget", {"models": leaving})
+
+
+def _source(model: ModelPatcher, recipe: tuple[str, bytes] | None) -> dict:
+    if recipe is not None:
+        return {"recipe": recipe[1], "module": b"", "tensors": []}
+    return {"recipe": None, **_module_payload(model.model.diffusion_model)}
+
+
+def _module_payload(module: nn.Module) -> dict:
+    """The module itself, its weights in memory that all ranks of this machine share."""
+    packed, tensors = pack_to_send(module, f"this model ({type(module).__name__})", "Load it with ComfyUI's own loader")
+    return {"module": packed, "tensors": Shared(tensors)}
+
+
+def _patch_payload(model: ModelPatcher) -> dict:
+    own = {name: found for name, found in model.patches.items() if name.startswith(DIFFUSION_MODEL)}
+    packed, tensors = pack_to_send(own, "a LoRA or another patch of the weights", "Remove it")
+    return {
+        "patches": packed,
+        "patch_tensors": tensors,
+        "quantized": quantized_to(quantized_weights(model)),
+        "force_cast_weights": model.force_cast_weights,
+    }
