@@ -6,8 +6,9 @@ from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_parallel import apply_parallel
 from ..para_core.parallel_config import BATCH_PARALLEL, ParallelConfig
+from ..para_core.parallel_notice import ParallelNotice
 from . import rank_inputs
-from .rank_events import GROUPS, say_on_node
+from .rank_events import GROUPS, send_notice
 
 
 class ContextParallelLauncher(io.ComfyNode):
@@ -69,6 +70,6 @@ class ContextParallelLauncher(io.ComfyNode):
         chosen = rank_inputs.requested_devices(num_devices, devices, address)
         config = ParallelConfig(chosen, attach_to=address, **settings)
         if len(chosen) == 1:
-            say_on_node(node_id, "One device: the model runs as it is, without further processes.")
+            send_notice(node_id, ParallelNotice("one_device"))
             return io.NodeOutput(model)
-        return io.NodeOutput(apply_parallel(model, config, GROUPS.session, listener=partial(say_on_node, node_id)))
+        return io.NodeOutput(apply_parallel(model, config, GROUPS.session, listener=partial(send_notice, node_id)))

@@ -31,6 +31,19 @@ def send_report(node_id: str) -> Callable[[RunReport], None]:
     return send
 
 
+def say_on_node(event: str, node_id: str, summary: str, values: dict[str, object]) -> None:
+    """Send what a node has to say, as values, to the client whose workflow runs; the interface finds the words.
+
+    A client that is not the interface gets the summary, in English, as a progress text too.
+    """
+    server = PromptServer.instance
+    workflow = running_workflow(server)
+    sender = {"node": node_id, "workflow": workflow, "summary": summary}
+    server.send_sync(event, {**sender, **values}, server.client_id)
+    if workflow is None:
+        server.send_progress_text(summary, node_id, server.client_id)
+
+
 def running_workflow(server: PromptServer | None) -> str | None:
     """The id of the workflow that runs, None without one. Not from the node: the host may have kept it from another."""
     if server is None:  # a tool that runs the nodes without a server

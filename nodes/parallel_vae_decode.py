@@ -1,11 +1,14 @@
 """Parallel VAE Decode: an image or a video decoded on several devices at once."""
 
+from functools import partial
+
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_parallel_vae import parallel_vae_decode
 from ..para_core.parallel_config import ParallelConfig
+from ..para_core.parallel_notice import ParallelNotice
 from . import rank_inputs
-from .rank_events import GROUPS, say_on_node
+from .rank_events import GROUPS, send_notice
 
 
 class ParallelVAEDecode(io.ComfyNode):
@@ -39,10 +42,11 @@ class ParallelVAEDecode(io.ComfyNode):
         if getattr(latent, "is_nested", False):
             latent = latent.unbind()[0]
         chosen = rank_inputs.requested_devices(num_devices, devices, address)
+        listener = partial(send_notice, cls.hidden.unique_id)
         if len(chosen) == 1:
-            say_on_node(cls.hidden.unique_id, "One device: decoded as VAE Decode does.")
             images = vae.decode(latent)
+            listener(ParallelNotice("decoded_alone"))
         else:
             config = ParallelConfig(chosen, backend=backend, attach_to=address)
-            images = parallel_vae_decode(vae, latent, config, GROUPS.session)
+            images = parallel_vae_decode(vae, latent, config, GROUPS.session, listener=listener)
         return io.NodeOutput(images.flatten(0, -4) if images.ndim == 5 else images)

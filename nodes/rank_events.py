@@ -1,19 +1,22 @@
 """What the server tells the interface about the processes of the Context-Parallel Launcher, and what it may ask."""
 
 import asyncio
+from dataclasses import asdict
 
 from aiohttp import web
 from server import PromptServer
 
 from ..para_core.adapters.comfy_groups import Groups
+from ..para_core.parallel_notice import ParallelNotice
+from .events import say_on_node
 
 # The server's processes, for as long as it runs.
 GROUPS = Groups()
 
 
-def say_on_node(node_id: str, text: str) -> None:
-    """Write a line on the node."""
-    PromptServer.instance.send_progress_text(text, node_id)
+def send_notice(node_id: str, notice: ParallelNotice) -> None:
+    """Send it as event `para.parallel`."""
+    say_on_node("para.parallel", node_id, notice.text(), asdict(notice))
 
 
 def add_routes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NOT_ASKED = "The ranks were not asked: another node runs the model itself."
+from .parallel_notice import NOT_ASKED
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def test_quantized_model_is_shown_on_its_node_and_in_the_report(frontend):
         }"""
     )
     frontend.run()
-    shown = "() => app.rootGraph.nodes.find(n => n.type === 'ParaFP8Quantize').widgets.map(w => String(w.value)).join()"
-    assert "int8_weight_only: 3" in page.evaluate(shown) and "weight error 0.7" in page.evaluate(shown)
+    shown = page.locator("[data-panel=para_fp8]").inner_text()
+    assert "int8_weight_only: 3" in shown and "weight error 0.7" in shown
     report = page.locator("[data-panel=para_report]")
     report.get_by_text("FP8 Quantize · int8_weight_only").wait_for()
     assert report.locator("article").count() == 2, "two sections below each other"

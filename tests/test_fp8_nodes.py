@@ -24,15 +24,20 @@ class Listener:
     """In the place of the host's server: keeps what is sent."""
 
     client_id = "somebody"
+    workflow = None  # of the run; the interface sends it along
 
     def __init__(self):
         self.events, self.texts = [], []
+        self.prompt_queue = self
+
+    def get_current_queue_volatile(self):
+        return [(0, "some", {}, {"extra_pnginfo": {"workflow": self.workflow}})], []
 
     def send_sync(self, event, data, sid=None):
         self.events.append((event, json.loads(json.dumps(data)), sid))
 
     def send_progress_text(self, text, node_id, sid=None):
-        self.texts.append((text, node_id))
+        self.texts.append((text, node_id, sid))
 
 
 @pytest.fixture
@@ -56,7 +61,16 @@ def test_node_quantizes_and_reports(pack, listener):
     assert data["scheme"] == "int8_weight_only" and "final_layer.linear" in data["quantized"]
     assert data["bytes_after"] < 0.27 * data["bytes_before"]
     assert data["left"]["img_in"] == "outside the blocks"
-    assert listener.texts == [(data["summary"], "7")]
+    assert data["workflow"] is None and listener.texts == [(data["summary"], "7", "somebody")]
+
+
+def test_interface_finds_the_words_itself(pack, listener):
+    """What it queued carries its workflow; a progress text would be a second line, in English."""
+    listener.workflow = {"id": "this one"}
+    pack.nodes[NODE].execute(build(FLUX), "int8_weight_only")
+    ((event, data, client),) = listener.events
+    assert (event, data["workflow"], client) == ("para.fp8", "this one", "somebody")
+    assert data["summary"].startswith("int8_weight_only: ") and listener.texts == []
 
 
 def test_auto_needs_no_package_on_the_cpu(pack, listener, monkeypatch):

@@ -146,7 +146,10 @@ def test_shipped_workflow_runs_with_one_device_and_with_two(server):
         if "devices" in node["inputs"]:
             node["inputs"] |= {"num_devices": 2, "devices": "cpu"}
     together = server.run_workflow(prompt)
-    assert any("2 ranks: batch 1 x ring 1" in said["text"] for said in together.events_of("progress_text"))
+    said = [entry["text"] for entry in together.events_of("progress_text")]
+    assert said == [event["summary"] for event in together.events_of("para.parallel")]
+    assert said[0].startswith("2 ranks: batch 1 x ring 1") and said[-1] == "Decoded on 2 ranks."
+    assert {event["num_ranks"] for event in together.events_of("para.parallel")} == {2}
     assert np.abs(pixels(together.images[0]).astype(int) - pixels(single.images[0])).max() <= 1
 
 

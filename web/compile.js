@@ -7,7 +7,7 @@ import { NodePanels } from "./node_panels.js"
 
 /** @typedef {import("./compile_panel.js").Report & import("./node_panels.js").Sender} ReportEvent */
 
-const panels = new NodePanels("ParaCompileModel", "para_compile", () => new CompilePanel())
+const panels = new NodePanels(["ParaCompileModel"], "para_compile", () => new CompilePanel())
 
 app.registerExtension({
   name: "para.compile",

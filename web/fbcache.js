@@ -7,7 +7,7 @@ import { NodePanels } from "./node_panels.js"
 
 /** @typedef {import("./fbcache_panel.js").Report & import("./node_panels.js").Sender} ReportEvent */
 
-const panels = new NodePanels("ParaFBCachePatcher", "para_fbcache", () => new Panel())
+const panels = new NodePanels(["ParaFBCachePatcher"], "para_fbcache", () => new Panel())
 
 app.registerExtension({
   name: "para.fbcache",

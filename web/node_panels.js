@@ -1,5 +1,5 @@
 // @ts-check
-/** Panels on the nodes of one class: each shows the latest report that the server sent for its node. */
+/** Panels on the nodes of some classes: each shows the latest report that the server sent for its node. */
 import { app } from "../../scripts/app.js"
 
 /**
@@ -16,9 +16,9 @@ const MAX_REMEMBERED = 50
 const heights = new WeakMap()
 
 export class NodePanels {
-  /** @param {string} nodeClass @param {string} widget name @param {() => Panel} make */
-  constructor(nodeClass, widget, make) {
-    Object.assign(this, { nodeClass, widget, make })
+  /** @param {string[]} nodeClasses @param {string} widget name @param {() => Panel} make */
+  constructor(nodeClasses, widget, make) {
+    Object.assign(this, { nodeClasses, widget, make })
     /** @type {WeakMap<object, Panel>} by node */
     this.panels = new WeakMap()
     /** @type {Map<string, Sender>} Of each node: undo and changing tabs build a workflow's nodes anew. */
@@ -59,7 +59,7 @@ export class NodePanels {
     if (report.workflow !== app.rootGraph.id) return undefined
     const [id, ...inner] = report.node.split(":")
     const node = inner.reduce((outer, next) => outer?.subgraph?.getNodeById(next), app.rootGraph.getNodeById(id))
-    return node?.comfyClass === this.nodeClass ? node : undefined
+    return this.nodeClasses.includes(node?.comfyClass) ? node : undefined
   }
 
   /** @param {any} node */

@@ -11,7 +11,7 @@ import { ReportPanel } from "./report_panel.js"
  */
 
 const NODE = "ParaAccelerationReport"
-const panels = new NodePanels(NODE, "para_report", () => new ReportPanel())
+const panels = new NodePanels([NODE], "para_report", () => new ReportPanel())
 
 /** Of the present run, what the host takes from its cache. @type {Set<string>} */
 let cached = new Set()

@@ -86,7 +86,7 @@ function quantization(report, locale) {
 }
 
 /** @param {Record<string, string>} left layer to reason @returns {[string, string[]][]} the most frequent one first */
-function byReason(left) {
+export function byReason(left) {
   /** @type {Map<string, string[]>} */
   const found = new Map()
   for (const [name, reason] of Object.entries(left)) found.set(reason, [...(found.get(reason) ?? []), name])
@@ -116,7 +116,7 @@ function ranks({ mesh, ranks: all, num_restarts: count, asked }, locale) {
     fill(words.ranks, { count: all.length, mesh: arrangement(mesh, locale) }),
     ...all.map(({ device, memory_bytes }, rank) => fill(words.rank, { rank, device, size: size(memory_bytes) })),
     count ? fill(words.restarts, { count }) : words.calm,
-    ...(asked ? [] : [make("div", { class: "notice" }, words.idle)]))
+    ...(asked ? [] : [make("div", { class: "notice" }, words.not_asked)]))
 }
 
 /** @param {...(Element | string)} content each in a line of its own */
@@ -124,7 +124,7 @@ const lines = (...content) =>
   make("div", { class: "lines" }, ...content.map((one) => (typeof one === "string" ? make("div", {}, one) : one)))
 
 /** @param {number} bytes */
-function size(bytes) {
+export function size(bytes) {
   const unit = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), UNITS.length - 1)
   return `${Number((bytes / 1024 ** unit).toPrecision(4))} ${UNITS[unit]}`
 }

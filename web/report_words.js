@@ -1,5 +1,5 @@
 // @ts-check
-/** What the Acceleration Report says in the interface, in English and Chinese, beside what the other panels say. */
+/** What the Acceleration Report, FP8 Quantize and the nodes of several devices say, in English and Chinese. */
 
 /** @typedef {Record<string, string>} Words */
 
@@ -18,6 +18,9 @@ const WORDS = {
     after: "after",
     error: "weight error {error} (relative L2)",
     unknown: "unknown",
+    scheme: "{scheme}: {layers}",
+    memory: "{before} \u2192 {after} ({ratio})",
+    count_left: "{count} left: {reason}",
     left: "left ({reason}): {names}",
     more: "{names} and {count} more",
     listed: ", ",
@@ -25,7 +28,10 @@ const WORDS = {
     rank: "rank {rank} ({device}): {size}",
     calm: "no restart during the run",
     restarts: "restarts during the run: {count}; what was lost was computed again, with the same result",
-    idle: "The ranks were not asked: another node runs the model itself.",
+    not_asked: "The ranks were not asked: another node runs the model itself.",
+    one_device: "One device: the model runs as it is, without further processes.",
+    decoded_alone: "One device: decoded as VAE Decode does.",
+    decoded: "Decoded on {count} ranks.",
   },
   zh: {
     fbcache: "首块缓存 (FBCache)",
@@ -38,6 +44,9 @@ const WORDS = {
     after: "之后",
     error: "权重误差 {error}（相对 L2）",
     unknown: "未知",
+    scheme: "{scheme}：{layers}",
+    memory: "{before} \u2192 {after}（{ratio}）",
+    count_left: "保留 {count} 层：{reason}",
     left: "保留（{reason}）：{names}",
     more: "{names} 等，另有 {count} 层",
     listed: "、",
@@ -45,7 +54,10 @@ const WORDS = {
     rank: "进程 {rank}（{device}）：{size}",
     calm: "运行期间没有重启",
     restarts: "运行期间重启 {count} 次；丢失的部分已重新计算，结果不变",
-    idle: "没有用到这些进程：其他节点自己运行了模型。",
+    not_asked: "没有用到这些进程：其他节点自己运行了模型。",
+    one_device: "只有一个设备：模型照常运行，没有启动其他进程。",
+    decoded_alone: "只有一个设备：与 VAE 解码相同。",
+    decoded: "由 {count} 个进程解码。",
   },
 }
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..attention import MeshShape, choose_mesh, require_lse
 from ..families import family_of
 from ..parallel_config import ParallelConfig
-from ..parallel_report import NOT_ASKED, ParallelReport, RankReport
+from ..parallel_notice import ParallelNotice
+from ..parallel_report import ParallelReport, RankReport
 from ..sharded_call import sharding_obstacle
 from .comfy_attention import chosen_attention
 from .comfy_compile import NAME as COMPILE
@@ -45,13 +46,13 @@ class ParallelOption:
     """What the Context-Parallel Launcher leaves on a MODEL.
 
     num_heads: of its attention. session: the one of the group for a config, started where there is none yet.
-    listener: told in words what a run uses.
+    listener: told what a run uses.
     """
 
     config: ParallelConfig
     num_heads: int
     session: Callable[[ParallelConfig], Session]
-    listener: Callable[[str], None] | None = None
+    listener: Callable[[ParallelNotice], None] | None = None
     log: ParallelLog = field(default_factory=ParallelLog)
 
     def mesh(self, world_size: int, num_rows: int) -> MeshShape:
@@ -67,7 +68,7 @@ def apply_parallel(
     config: ParallelConfig,
     session: Callable[[ParallelConfig], Session],
     *,
-    listener: Callable[[str], None] | None = None,
+    listener: Callable[[ParallelNotice], None] | None = None,
 ) -> ModelPatcher:
     """A clone of `model` that samples on the devices of `config`; `model` itself is not changed.
 
@@ -129,12 +130,12 @@ def _outer_sample(executor, noise, *args, **kwargs):
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
     session.start_run({**names, "mesh": list(mesh.sizes), "memory": memory})
     session.mesh = str(mesh)
-    _say(option, f"{mesh.world_size} ranks: {mesh}")
+    _say(option, ParallelNotice("ranks", mesh.world_size, session.mesh))
     guider.model_patcher = twin
     try:
         samples = executor(noise, *args, **kwargs)
         if not session.asked:
-            _say(option, NOT_ASKED, logging.WARNING)
+            _say(option, ParallelNotice("not_asked", mesh.world_size, session.mesh), logging.WARNING)
         option.log.report = _report(session)
         return samples
     finally:
@@ -148,10 +149,10 @@ def _report(session: Session) -> ParallelReport:
     return ParallelReport(session.mesh, ranks, session.num_restarts, session.asked)
 
 
-def _say(option: ParallelOption, text: str, level: int = logging.INFO) -> None:
-    logger.log(level, "Context parallel: %s", text)
+def _say(option: ParallelOption, notice: ParallelNotice, level: int = logging.INFO) -> None:
+    logger.log(level, "Context parallel: %s", notice.text())
     if option.listener is not None:
-        option.listener(text)
+        option.listener(notice)
 
 
 def make_room(model: ModelPatcher, session: Session, *, loaded: bool, memory: float) -> None:

@@ -10,6 +10,7 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 
 from ..parallel_config import ParallelConfig
+from ..parallel_notice import ParallelNotice
 from ..parallel_vae import obstacle
 from .comfy_session import Session
 from .comfy_unload import unload
@@ -35,11 +36,17 @@ class DecoderStandIn(nn.Module):
 
 
 def parallel_vae_decode(
-    vae: VAE, samples: Tensor, config: ParallelConfig, session: Callable[[ParallelConfig], Session]
+    vae: VAE,
+    samples: Tensor,
+    config: ParallelConfig,
+    session: Callable[[ParallelConfig], Session],
+    *,
+    listener: Callable[[ParallelNotice], None] | None = None,
 ) -> Tensor:
     """What `vae.decode(samples)` gives, computed by the devices of `config`; neither is changed.
 
-    samples: the latent, (B, C, H, W) or (B, C, T, H, W). Raises ValueError for a VAE that is not exact on slices.
+    samples: the latent, (B, C, H, W) or (B, C, T, H, W). listener: told in the end how many ranks it took.
+    Raises ValueError for a VAE that is not exact on slices.
     """
     vae.throw_exception_if_invalid()
     model = vae.first_stage_model
@@ -53,7 +60,10 @@ def parallel_vae_decode(
     group = session(config)
     unload(vae.patcher)
     names = group.prepared.vae(model)
-    return _twin(vae, lambda part, options: group.decode(names, part, options)).decode(samples)
+    images = _twin(vae, lambda part, options: group.decode(names, part, options)).decode(samples)
+    if listener is not None:
+        listener(ParallelNotice("decoded", group.world_size))
+    return images
 
 
 def _twin(vae: VAE, decode_elsewhere: Callable[[Tensor, dict], Tensor]) -> VAE:

@@ -1,0 +1,31 @@
+"""What a node that works on several devices says on itself when it runs: a kind that can be said in any language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOT_ASKED = "The ranks were not asked: another node runs the model itself."
+NOTICES = {
+    "one_device": "One device: the model runs as it is, without further processes.",
+    "ranks": "{num_ranks} ranks: {mesh}",
+    "not_asked": NOT_ASKED,
+    "decoded_alone": "One device: decoded as VAE Decode does.",
+    "decoded": "Decoded on {num_ranks} ranks.",
+}
+
+
+@dataclass(frozen=True)
+class ParallelNotice:
+    """One of NOTICES. mesh: how the ranks share a model call, in words; empty where they do not."""
+
+    kind: str
+    num_ranks: int = 1
+    mesh: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in NOTICES:
+            raise ValueError(f'kind is "{self.kind}"; choose one of {", ".join(NOTICES)}.')
+
+    def text(self) -> str:
+        """One line in English."""
+        return NOTICES[self.kind].format(num_ranks=self.num_ranks, mesh=self.mesh)
