@@ -50,7 +50,7 @@ def test_quantized_model_is_shown_on_its_node_and_in_the_report(frontend):
         }"""
     )
     frontend.run()
-    shown = page.locator("[data-panel=para_fp8]").inner_text()
+    shown = page.locator("[data-panel=para_fp8] > section").text_content()
     assert "int8_weight_only: 3" in shown and "weight error 0.7" in shown
     report = page.locator("[data-panel=para_report]")
     report.get_by_text("FP8 Quantize · int8_weight_only").wait_for()
