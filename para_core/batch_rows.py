@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .attention import RankMesh, all_gather_sequence
+from .attention import RankMesh, all_gather_sequence, rows_divide
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,11 @@ class BatchRows:
     @property
     def num_groups(self) -> int:
         """As many as there are ranks for, none of them with a part of one conditioning and more of another."""
-        each = self.num_rows // self.num_conditionings
         return next(
             count
             for count in range(min(self.mesh.batch.size, self.num_rows), 0, -1)
-            if self.num_rows % count == 0
+            if rows_divide(self.num_rows, self.num_conditionings, count)
             and (not self.even or self.mesh.batch.size % count == 0)
-            and (each % (self.num_rows // count) == 0 or (self.num_rows // count) % each == 0)
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.model_management
 import comfy.sampler_helpers
@@ -20,6 +21,7 @@ from ..parallel_notice import ParallelNotice
 from ..parallel_report import ParallelReport, RankReport
 from ..sharded_call import sharding_obstacle
 from .comfy_attention import chosen_attention
+from .comfy_call_mesh import CallMeshes
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
@@ -55,9 +57,10 @@ class ParallelOption:
     listener: Callable[[ParallelNotice], None] | None = None
     log: ParallelLog = field(default_factory=ParallelLog)
 
-    def mesh(self, world_size: int, num_rows: int) -> MeshShape:
+    def mesh(self, world_size: int, num_rows: int, num_conditionings: int = 1) -> MeshShape:
         """How the ranks share a call of so many rows. Raises ValueError for degrees that the model does not allow."""
-        return choose_mesh(world_size, num_heads=self.num_heads, num_rows=num_rows, request=self.config.mesh)
+        rows = {"num_rows": num_rows, "num_conditionings": num_conditionings}
+        return choose_mesh(world_size, num_heads=self.num_heads, request=self.config.mesh, **rows)
 
     def __deepcopy__(self, memo: dict) -> ParallelOption:
         return self  # ComfyUI 0.3 copies options with every clone, down to the group's sockets
@@ -117,20 +120,19 @@ def _outer_sample(executor, noise, *args, **kwargs):
     _refuse(model)
     _refuse_combinations(guider, option)
     session = option.session(option.config)
-    mesh = option.mesh(session.world_size, _num_rows(guider, noise))
-    if mesh.ring > 1:
-        require_lse(chosen_attention())
+    mesh = option.mesh(session.world_size, *_num_rows(guider, noise))
+    meshes = CallMeshes(option.num_heads, option.config.mesh, mesh, partial(_tell, option, session))
+    _refuse_attention(meshes, noise)
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
     unload(model)
     names = session.prepared.model(model)
     memory = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)[0] / mesh.world_size
     loaded = session.group.connected and session.on_devices == names["model"]
     make_room(model, session, loaded=loaded, memory=memory)
-    twin = session.twin = twin_of(model, session.forward)
+    twin = session.twin = twin_of(model, session.forward, num_ranks=session.world_size)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
-    session.start_run({**names, "mesh": list(mesh.sizes), "memory": memory})
+    session.start_run({**names, "memory": memory}, meshes)
     session.mesh = str(mesh)
-    _say(option, ParallelNotice("ranks", mesh.world_size, session.mesh))
     guider.model_patcher = twin
     try:
         samples = executor(noise, *args, **kwargs)
@@ -141,6 +143,18 @@ def _outer_sample(executor, noise, *args, **kwargs):
     finally:
         guider.model_patcher = model
         session.end_run(keep=option.config.keep_loaded)
+
+
+def _tell(option: ParallelOption, session: Session, mesh: MeshShape) -> None:
+    session.mesh = str(mesh)
+    _say(option, ParallelNotice("ranks", mesh.world_size, session.mesh))
+
+
+def _refuse_attention(meshes: CallMeshes, noise: Tensor) -> None:
+    """Raises ValueError where a call may need a ring that the host's choice of attention cannot serve."""
+    rows = range(1, 2 * noise.shape[0] + 1)
+    if any(mesh.ring > 1 for mesh in (meshes.planned, *map(meshes.choose, rows))):
+        require_lse(chosen_attention())
 
 
 def _report(session: Session) -> ParallelReport:
@@ -173,13 +187,14 @@ def make_room(model: ModelPatcher, session: Session, *, loaded: bool, memory: fl
     management.soft_empty_cache()
 
 
-def _num_rows(guider: object, noise: Tensor) -> int:
-    """Rows of a model call, as far as can be known: the host batches conditionings of equal shapes."""
+def _num_rows(guider: object, noise: Tensor) -> tuple[int, int]:
+    """Rows and conditionings of a model call, as far as can be known: the host batches those of equal shapes."""
     shapes = {
         name: [getattr(cond.get("cross_attn"), "shape", None) for cond in found] for name, found in guider.conds.items()
     }
     together = getattr(guider, "cfg", 1.0) != 1.0 and shapes.get("positive") == shapes.get("negative", ())
-    return noise.shape[0] * (2 if together else 1)
+    num_conditionings = 2 if together else 1
+    return noise.shape[0] * num_conditionings, num_conditionings
 
 
 def _refuse_combinations(guider: object, option: ParallelOption) -> None:

@@ -131,7 +131,11 @@ class Service:
 
         self.end({})
         patcher = self._variants[payload["model"], payload["variant"]]
-        ranks = MeshRanks(self._mesh(tuple(payload["mesh"])), chosen_attention())
+        attention = chosen_attention()
+
+        def ranks(sizes: tuple[int, int, int]) -> MeshRanks:
+            return MeshRanks(self._mesh(sizes), attention)
+
         self._attention = self._attention or AttentionOnRanks()
         compilation = None if payload["compile"] is None else self._compilation(payload["model"], payload["compile"])
         self._run_of = payload["model"]

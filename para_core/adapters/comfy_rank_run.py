@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -33,25 +33,31 @@ class RankRun:
         patcher: ModelPatcher,
         payload: Mapping,
         *,
-        ranks: MeshRanks,
+        ranks: Callable[[tuple[int, int, int]], MeshRanks],
         attention: AttentionOnRanks,
         compilation: Compilation | None = None,
     ) -> None:
-        """attention, compilation: the same in every run of a model. compilation None: the blocks run as they are."""
+        """ranks: those of a mesh of these sizes. attention, compilation: the same in every run of a model.
+
+        compilation None: the blocks run as they are.
+        """
         self._patcher, self._memory = patcher, payload["memory"]
         self._load()
         self._model = diffusion_model_of(patcher.model)
         self._family = family_of(self._model).through_forward()
         self._num_blocks = [len(stack.blocks_in(self._model)) for stack in self._family.stacks]
-        self._ranks = ranks
+        self._ranks_of, self._ranks = ranks, ranks((1, 1, 1))
         self._attention = attention
         settings = payload["cache"]
-        self._cache = None if settings is None else CacheRun(self._family, CacheConfig(**settings), reduce=ranks.sum)
+        self._cache = None if settings is None else CacheRun(self._family, CacheConfig(**settings), reduce=self._sum)
         self._open = ExitStack()
         self._compiled: CompileRun | None = None
         if compilation is not None:
             running = compilation.run(self._model, self._family, entrance=HostEntrance())
             self._compiled = self._open.enter_context(running)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self._ranks.sum(values)
 
     def _load(self) -> None:
         comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
@@ -73,6 +79,7 @@ class RankRun:
         args = tuple(received(value) for value in payload["args"])
         kwargs = {name: received(value) for name, value in payload["kwargs"].items()}
         kwargs["transformer_options"] = {name: received(value) for name, value in payload["options"].items()}
+        self._ranks = self._ranks_of(tuple(payload["mesh"]))
         cached = payload["cache"] is not None and self._cache is not None
         share = BatchShare.of(self._ranks.mesh, (args, kwargs), even=cached)
         if not cached:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..cache_run import CacheRun
 from ..compile_report import Compiled, CompileReport
 from ..workers import GroupConfig, WorkerError
+from .comfy_call_mesh import CallMeshes
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
 from .comfy_kept_calls import KeptCalls, on_cpu
@@ -50,6 +51,7 @@ class Run:
     """
 
     settings: dict
+    meshes: CallMeshes
     begun: dict | None = None
     calls: KeptCalls | None = None
     keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
@@ -97,9 +99,9 @@ class Session:
         }
         return self._ask("decode_vae", payload)["images"].to(samples.device)
 
-    def start_run(self, settings: dict) -> None:
+    def start_run(self, settings: dict, meshes: CallMeshes) -> None:
         """A sampling run follows; settings: the payload of `begin` as far as it is known."""
-        self._run = Run(settings)
+        self._run = Run(settings, meshes)
 
     def forward(self, args: tuple, kwargs: dict) -> object:
         """One model call on the ranks: the diffusion model's output for these arguments."""
@@ -110,6 +112,7 @@ class Session:
             "kwargs": {name: sendable(value, name) for name, value in kwargs.items() if name != "transformer_options"},
             "options": sendable_options(options),
             "cache": None if call is None else self._run.cache_payload(call),
+            "mesh": list(self._run.meshes.of(args, options).sizes),
         }
         payload = payload if call is None else on_cpu(payload)  # it is kept
         if self._run.begun is None:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
@@ -71,7 +72,17 @@ def object_patches_of(model: ModelPatcher) -> Mapping[str, object]:
     return getattr(model.model.diffusion_model, "exchanged", model.object_patches)
 
 
-def twin_of(model: ModelPatcher, forward_elsewhere: Forward) -> ModelPatcher:
+class Twin(ModelPatcher):
+    """A ModelPatcher whose model runs on so many ranks."""
+
+    num_ranks = 1
+
+    def get_free_memory(self, device: torch.device) -> float:
+        """What the host asks before it puts conditionings into one call, each rank having a part of it."""
+        return self.num_ranks * super().get_free_memory(device)
+
+
+def twin_of(model: ModelPatcher, forward_elsewhere: Forward, *, num_ranks: int = 1) -> ModelPatcher:
     """A ModelPatcher that samples as `model` does, its diffusion model's forward being `forward_elsewhere`.
 
     It shares everything else with `model` (sampling parameters, other packs' callbacks and wrappers), and neither loads
@@ -85,7 +96,8 @@ def twin_of(model: ModelPatcher, forward_elsewhere: Forward) -> ModelPatcher:
     base.current_weight_patches_uuid = None
     base.model_loaded_weight_memory = 0
     base.device = model.load_device
-    twin = ModelPatcher(base, load_device=model.load_device, offload_device=model.offload_device)
+    twin = Twin(base, load_device=model.load_device, offload_device=model.offload_device)
+    twin.num_ranks = num_ranks
     twin.object_patches = {
         name: value for name, value in model.object_patches.items() if not name.startswith(DIFFUSION_MODEL)
     }

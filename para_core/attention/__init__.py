@@ -6,7 +6,7 @@ Imports point one way: context -> {ring, ulysses} -> {kernels, sequence} -> {mes
 from .context import LocalAttention, context_attention
 from .kernels import BACKENDS, require_lse
 from .mesh import AXES, Axis, MeshShape, RankMesh, init_context_parallel_mesh
-from .mesh_choice import MeshRequest, choose_mesh
+from .mesh_choice import MeshRequest, choose_mesh, rows_divide
 from .sequence import all_gather_sequence, balanced_lengths, slice_of
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "context_attention",
     "init_context_parallel_mesh",
     "require_lse",
+    "rows_divide",
     "slice_of",
 ]

@@ -26,8 +26,22 @@ class MeshRequest:
                 )
 
 
-def choose_mesh(world_size: int, *, num_heads: int, num_rows: int = 1, request: MeshRequest | None = None) -> MeshShape:
-    """The mesh for attention with num_heads query heads over num_rows rows of a batch.
+def rows_divide(num_rows: int, num_conditionings: int, num_shares: int) -> bool:
+    """Whether rows of equally many a conditioning, in order, go into equal shares of which none has a part of one
+    conditioning and more of another."""
+    each, share = num_rows // num_conditionings, num_rows // num_shares
+    return num_rows % num_shares == 0 and (each % share == 0 or share % each == 0)
+
+
+def choose_mesh(
+    world_size: int,
+    *,
+    num_heads: int,
+    num_rows: int = 1,
+    num_conditionings: int = 1,
+    request: MeshRequest | None = None,
+) -> MeshShape:
+    """The mesh for attention with num_heads query heads over the num_rows rows of a batch, of so many conditionings.
 
     Rows apart cost no communication, so batch is as large as the rows divide; then Ulysses is as large as the heads
     divide (two all-to-all a layer, and the host's own attention), and ring takes what is left.
@@ -38,23 +52,23 @@ def choose_mesh(world_size: int, *, num_heads: int, num_rows: int = 1, request: 
     shapes = [
         MeshShape(batch, ring, world_size // batch // ring)
         for batch in divisors(world_size)
+        if rows_divide(num_rows, num_conditionings, batch)
         for ring in divisors(world_size // batch)
     ]
-    fitting = [shape for shape in shapes if _fits(shape, num_heads, num_rows, request)]
+    fitting = [shape for shape in shapes if _fits(shape, num_heads, request)]
     if not fitting:
         raise ValueError(
             f"{_asked(request)} does not arrange {world_size} ranks for {num_heads} heads and {num_rows} rows; "
-            f"allowed are {', '.join(str(shape) for shape in shapes if _fits(shape, num_heads, num_rows))}. "
+            f"allowed are {', '.join(str(shape) for shape in shapes if _fits(shape, num_heads))}. "
             "Use one of these degrees, or 0 to have them chosen."
         )
     return max(fitting, key=lambda shape: (shape.batch, shape.ulysses))
 
 
-def _fits(shape: MeshShape, num_heads: int, num_rows: int, request: MeshRequest | None = None) -> bool:
+def _fits(shape: MeshShape, num_heads: int, request: MeshRequest | None = None) -> bool:
     request = request or MeshRequest()
     return (
-        num_rows % shape.batch == 0
-        and num_heads % shape.ulysses == 0
+        num_heads % shape.ulysses == 0
         and request.ring_degree in (0, shape.ring)
         and request.ulysses_degree in (0, shape.ulysses)
         and (request.batch_parallel is None or request.batch_parallel == (shape.batch > 1))

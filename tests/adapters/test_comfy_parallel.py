@@ -20,7 +20,10 @@ def parallel(groups):
     from para_core.adapters.comfy_parallel import apply_parallel
     from para_core.parallel_config import ParallelConfig
 
-    return lambda model, **settings: apply_parallel(model, ParallelConfig(("cpu", "cpu"), **settings), groups.session)
+    def on_two_ranks(model, *, listener=None, **settings):
+        return apply_parallel(model, ParallelConfig(("cpu", "cpu"), **settings), groups.session, listener=listener)
+
+    return on_two_ranks
 
 
 @pytest.mark.parametrize("tiny", [FLUX, WAN], ids=["flux", "wan"])
@@ -50,6 +53,47 @@ def test_loras_and_the_cache(parallel, cache, batch_parallel):
         assert ours == theirs
         diffs = [[one.diff for one in found if one.diff] for found in (there.conditionings[name], records)]
         assert diffs[0] == pytest.approx(diffs[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("cause", ["memory", "control"])
+@pytest.mark.parametrize("cache", [None, {"max_consecutive_hits": 2}], ids=["plain", "cache"])
+def test_rows_that_come_one_by_one_are_spread_by_their_tokens(parallel, monkeypatch, cause, cache):
+    """The host puts two prompts into one call only where it has the memory, and what else they need is alike."""
+    import comfy.model_management
+
+    model, said = build(FLUX), []
+    call = {"cfg": 4.0, "num_tokens": (7, 7)}
+    if cause == "control":
+        call["positive"] = conditioning(FLUX, 1, 7, control=flux_control())
+    else:
+        get_free_memory = comfy.model_management.get_free_memory
+        monkeypatch.setattr(
+            comfy.model_management,
+            "get_free_memory",
+            lambda device=None, torch_free_too=False: (
+                get_free_memory(device, torch_free_too) if torch_free_too else 1000
+            ),
+        )
+    wired = [model, parallel(model, listener=said.append)]
+    if cache is not None:
+        wired = [fbcache(one, 100.0, **cache) for one in wired]
+    expected, result = (sample(one, FLUX, **call) for one in wired)
+    assert relative(result, expected) <= EXACT
+    assert [notice.mesh for notice in said] == ["batch 1 x ring 1 x Ulysses 2"]
+
+
+def test_the_host_is_told_of_the_memory_of_all_ranks(parallel, monkeypatch):
+    """So that it puts prompts into one call, of which each rank computes a part."""
+    from comfy.model_patcher import ModelPatcher
+
+    if not hasattr(ModelPatcher, "get_free_memory"):
+        pytest.skip("this ComfyUI does not ask the MODEL; 0.33 does")
+    model, said = build(FLUX), []
+    # That of one row is enough for half of what two rows need.
+    needed = 1.5 * model.memory_required([2, *FLUX.latent])
+    monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: 0.6 * needed)
+    sample(parallel(model, listener=said.append), FLUX, cfg=4.0, num_tokens=(7, 7), steps=1)
+    assert [notice.mesh for notice in said] == ["batch 2 x ring 1 x Ulysses 1"]
 
 
 def test_options_survive_being_copied(parallel):

@@ -79,6 +79,12 @@ def test_request_that_no_mesh_meets_is_refused(num_heads, num_rows, request_, me
         choose_mesh(4, num_heads=num_heads, num_rows=num_rows, request=MeshRequest(**request_))
 
 
+@pytest.mark.parametrize(("num_rows", "num_conditionings", "batch"), [(6, 2, 1), (6, 1, 3), (6, 3, 3), (6, 6, 3)])
+def test_no_rank_has_a_part_of_one_conditioning_and_more_of_another(num_rows, num_conditionings, batch):
+    mesh = choose_mesh(3, num_heads=24, num_rows=num_rows, num_conditionings=num_conditionings)
+    assert mesh.batch == batch
+
+
 def test_negative_degree_is_refused():
     with pytest.raises(ValueError, match="ring_degree is -1; allowed are whole numbers from 0"):
         MeshRequest(ring_degree=-1)
