@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).absolute().parent.parent
 # At the end: `nodes` and `server` must stay ComfyUI's.
 sys.path.append(str(ROOT))
-pytest_plugins = ["fixtures_host", "fixtures_server", "fixtures_browser", "fixtures_ranks"]
+pytest_plugins = ["fixtures_host", "fixtures_server", "fixtures_browser", "fixtures_ranks", "fixtures_in_process"]
 
 KINDS = {"browser": {"chromium"}, "host": {"comfyui"}}
 

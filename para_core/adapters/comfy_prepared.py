@@ -62,7 +62,9 @@ class Prepared:
         built, self._latest = self._built[name], weakref.ref(model)
         built.owner = weakref.ref(model.model)
         if built.variant != names["variant"]:
-            self._ask("patch", names | _patch_payload(model))
+            payload = names | _patch_payload(model)
+            built.variant = None  # the ranks drop the former one, also where this is cancelled or fails
+            self._ask("patch", payload)
             built.variant = names["variant"]
         return names
 
@@ -70,7 +72,9 @@ class Prepared:
         """The same for the model of a VAE, of which the ranks have one, beside the diffusion models."""
         name = self._name(module)
         if self._vae is None or self._vae() is not module:
-            self._ask("load_vae", {"model": name, **_module_payload(module)})
+            payload = {"model": name, **_module_payload(module)}
+            self._vae = None  # as above
+            self._ask("load_vae", payload)
             self._vae = weakref.ref(module)
         return {"model": name}
 
