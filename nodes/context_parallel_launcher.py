@@ -19,7 +19,8 @@ class ContextParallelLauncher(io.ComfyNode):
             display_name="Context-Parallel Launcher",
             category="para",
             description="Runs one image or video on several GPUs: each holds the whole model and computes a part of "
-            "the tokens. Works with any sampler, LoRA and ControlNet; the picture stays the same.",
+            "the tokens. Works with any sampler, with LoRAs and ControlNets; the picture stays the same. Nodes that "
+            "patch the inside of the model are refused by name.",
             search_aliases=["multi gpu", "context parallel", "sequence parallel", "ulysses", "ring attention", "xdit"],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion transformer; the node lists what it supports."),

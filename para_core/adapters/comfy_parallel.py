@@ -22,17 +22,14 @@ from ..parallel_report import ParallelReport, RankReport
 from ..sharded_call import sharding_obstacle
 from .comfy_attention import chosen_attention
 from .comfy_call_mesh import CallMeshes
-from .comfy_compile import NAME as COMPILE
-from .comfy_compile import CompileOption
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
-from .comfy_quantized_linear import QuantizedLinear
+from .comfy_refusals import refuse, refuse_combinations
 from .comfy_session import Session
-from .comfy_stand_in import DIFFUSION_MODEL, PARALLEL, twin_of
+from .comfy_stand_in import PARALLEL, twin_of
 from .comfy_unload import unload
 
 logger = logging.getLogger(__name__)
 NAME = PARALLEL
-FOREIGN_COMPILE = {"torch.compile"}  # the host's key of what exchanges the diffusion model for a compiled one
 HEADS = ("num_heads", "n_heads", "n_local_heads", "heads", "num_attention_heads")
 
 
@@ -117,8 +114,8 @@ def _outer_sample(executor, noise, *args, **kwargs):
     guider = executor.class_obj
     model: ModelPatcher = guider.model_patcher
     option: ParallelOption = option_of(guider, NAME)
-    _refuse(model)
-    _refuse_combinations(guider, option)
+    refuse(model)
+    refuse_combinations(guider)
     session = option.session(option.config)
     mesh = option.mesh(session.world_size, *_num_rows(guider, noise))
     meshes = CallMeshes(option.num_heads, option.config.mesh, mesh, partial(_tell, option, session))
@@ -195,45 +192,3 @@ def _num_rows(guider: object, noise: Tensor) -> tuple[int, int]:
     together = getattr(guider, "cfg", 1.0) != 1.0 and shapes.get("positive") == shapes.get("negative", ())
     num_conditionings = 2 if together else 1
     return noise.shape[0] * num_conditionings, num_conditionings
-
-
-def _refuse_combinations(guider: object, option: ParallelOption) -> None:
-    """Raise ValueError for what other nodes of this pack left that does not go with the ranks."""
-    compiled: CompileOption | None = option_of(guider, COMPILE)
-    if compiled is not None and compiled.config.scope == "model":
-        raise ValueError(
-            'Compile Model has scope "model", but on several devices something happens between the blocks that cannot '
-            'be compiled in one piece. Set scope to "blocks".'
-        )
-    if compiled is not None and compiled.config.reuses_outputs:
-        setting = f'backend "{compiled.config.backend}" and mode "{compiled.config.mode}"'
-        raise ValueError(
-            f"Compile Model has {setting}, which records CUDA graphs; these cannot hold the exchange between devices. "
-            'Set backend "inductor" and mode "default" or "max-autotune-no-cudagraphs".'
-        )
-
-
-def _wrapper_keys(model: ModelPatcher) -> set[str]:
-    """Of what runs around a model call, where the diffusion model could be exchanged."""
-    return {key for key, found in model.wrappers.get(WRAPPERS.APPLY_MODEL, {}).items() if found}
-
-
-def _refuse(model: ModelPatcher) -> None:
-    """Raise ValueError for what is on the MODEL that the ranks could not do."""
-    foreign = [
-        name
-        for name, found in model.object_patches.items()
-        if f"{name}.".startswith(DIFFUSION_MODEL) and not isinstance(found, QuantizedLinear)
-    ]
-    reasons = {
-        f"another node exchanges parts of the model ({', '.join(foreign[:3])})": foreign,
-        "another node compiles it (torch.compile; use Compile Model)": _wrapper_keys(model) & FOREIGN_COMPILE,
-        "a scheduled LoRA or another weight hook changes it while sampling": model.hook_patches,
-        "another node injects code into it": model.injections,
-        "MultiGPU CFG Split shares it out already": model.additional_models.get("multigpu"),
-    }
-    for reason, found in reasons.items():
-        if found:
-            raise ValueError(
-                f"{reason}, which the Context-Parallel Launcher cannot do. Remove it, or bypass the launcher."
-            )

@@ -6,6 +6,7 @@ Runs in a process of its own, where nothing of ComfyUI is imported before `confi
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import sys
 from collections.abc import Mapping
@@ -56,6 +57,8 @@ class Service:
         args.cpu = self.context.device.type == "cpu"
         if self.context.device.type == "cuda":
             torch.cuda.set_device(self.context.device)
+            # Loaders cast weights on the CPU, which one thread takes half a minute for.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.context.world_size))
         import comfy.model_management  # noqa: F401
         import comfy.sd  # noqa: F401
 

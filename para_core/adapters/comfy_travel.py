@@ -99,11 +99,8 @@ def recipe_of(model: ModelPatcher) -> tuple[str, bytes] | None:
     return hashlib.sha256(packed + repr(state).encode()).hexdigest(), packed
 
 
-def sendable_options(options: Mapping[str, object]) -> dict[str, object]:
-    """The transformer options that a model reads on a rank, as plain data.
-
-    Raises ValueError for code of another pack that would have to run there, by the name under which it was put in.
-    """
+def refuse_code(options: Mapping[str, object]) -> None:
+    """Raises ValueError for code of another pack that would have to run on a rank, by the name it was put in as."""
     for kind in CODE & options.keys():
         if names := _names(options[kind]):
             raise ValueError(
@@ -116,6 +113,11 @@ def sendable_options(options: Mapping[str, object]) -> dict[str, object]:
                 f"a node wraps the diffusion model ({', '.join(keys)}), which the Context-Parallel Launcher's "
                 "processes cannot run. Remove that node (EasyCache: use the FBCache Patcher), or bypass the launcher."
             )
+
+
+def sendable_options(options: Mapping[str, object]) -> dict[str, object]:
+    """The transformer options that a model reads on a rank, as plain data. Raises ValueError as `refuse_code`."""
+    refuse_code(options)
     left = {key: value for key, value in options.items() if key not in STAYS | CODE}
     return {key: sendable(value, f"transformer option {key}") for key, value in left.items()}
 

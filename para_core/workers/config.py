@@ -27,10 +27,10 @@ class GroupConfig:
     service: "package.module:Factory". sys_path: folders from which the ranks import, before everything else, in their
     order; this pack's own follows them. environment: set for the ranks on top of this process's. num_threads: of a
     rank on the CPU. Times are seconds: start_timeout until all ranks are ready; collective_timeout of the process
-    group, for the other ranks once one has finished a call, and for a call that its caller has left; call_timeout for
-    a call in which no rank finishes or enters a collective (a step may take many minutes, and a compilation too);
-    heartbeat_timeout until a rank that gives no sign of life counts as dead; failure_grace for the other ranks once
-    one has raised. max_restarts: how many losses of a rank in a row are made good before an error.
+    group (NCCL's has call_timeout), for the other ranks once one has finished a call, and for a call that its caller
+    has left; call_timeout for a call in which no rank finishes or enters a collective (a step may take many minutes,
+    and a compilation too); heartbeat_timeout until a rank that gives no sign of life counts as dead; failure_grace for
+    the other ranks once one has raised. max_restarts: how many losses of a rank in a row are made good before an error.
     """
 
     devices: tuple[str, ...]

@@ -16,6 +16,7 @@ from pathlib import Path
 from .config import GroupConfig
 
 PREFIX = "para_workers_"
+MAX_BASE = 50  # bytes; Linux allows a socket 107, of which the folder's own name and the socket's take about half
 LAST_BYTES = 8192
 UNUSED_AFTER = 600.0  # seconds
 
@@ -34,9 +35,10 @@ class GroupDirectory:
 
     @classmethod
     def create(cls, config: GroupConfig) -> GroupDirectory:
-        for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        base = _base()
+        for old in base.glob(f"{PREFIX}*"):
             _remove_if_orphaned(old)
-        directory = cls(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_"))
+        directory = cls(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_", dir=base))
         write_private(directory.path / "key", secrets.token_bytes(32))
         stored = asdict(config) | {"working_directory": os.getcwd()}
         write_private(directory.path / "config.json", json.dumps(stored).encode())
@@ -111,6 +113,18 @@ def kill_process_group(pid: int | None) -> None:
     if pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def _base() -> Path:
+    """The temporary folder, or where its name would leave no room for those of sockets, the system's own."""
+    bases = [Path(tempfile.gettempdir()), Path("/tmp")]
+    for base in bases:
+        if len(os.fsencode(base)) <= MAX_BASE and base.is_dir():
+            return base
+    raise ValueError(
+        f"the temporary folder {bases[0]} has a name of {len(os.fsencode(bases[0]))} bytes; sockets in it allow "
+        f"{MAX_BASE}. Set TMPDIR to a shorter one."
+    )
 
 
 def _remove_if_orphaned(path: Path) -> None:

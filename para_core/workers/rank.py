@@ -54,7 +54,8 @@ def join(place: Place, config: GroupConfig) -> Callable[[], None]:
         store=place.root.groups(),
         rank=place.rank,
         world_size=place.world_size,
-        timeout=timedelta(seconds=config.collective_timeout),
+        # NCCL counts from the moment a collective is queued, which may be a whole call ahead of the device.
+        timeout=timedelta(seconds=config.call_timeout if device.type == "cuda" else config.collective_timeout),
     )
     context = WorkerContext(place.rank, place.world_size, device)
     service = made(config.service, context)

@@ -341,11 +341,40 @@ def exchanged(model):
     model.add_object_patch("diffusion_model", model.model.diffusion_model)
 
 
-@pytest.mark.parametrize("change", [compiled_by_the_host, exchanged])
-def test_what_would_run_the_model_here_is_refused(elsewhere, change):
+def patched(model):
+    model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
+
+
+def wrapped(model):
+    model.add_wrapper_with_key(
+        "diffusion_model", "someone's", lambda executor, *args, **kwargs: executor(*args, **kwargs)
+    )
+
+
+def skips_layers(model):
+    """As SkipLayerGuidanceDiT does."""
+    import comfy.model_patcher
+
+    def post_cfg(args):
+        comfy.model_patcher.set_model_options_patch_replace(args["model_options"], None, "dit", "double_block", 0)
+
+    model.set_model_sampler_post_cfg_function(post_cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (compiled_by_the_host, "use Compile Model"),
+        (exchanged, r"exchanges parts of the model \(diffusion_model\)"),
+        (patched, r"a node patches the inside of the model \(patches_replace: dit\)"),
+        (wrapped, r"a node wraps the diffusion model \(someone's\)"),
+        (skips_layers, "another node's guidance calls it with patched blocks"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused_before_they_are_asked_for_anything(elsewhere, change, message):
     model = elsewhere(build(FLUX))
     change(model)
-    with pytest.raises(ValueError, match=r"use Compile Model|exchanges parts of the model \(diffusion_model\)"):
+    with pytest.raises(ValueError, match=message):
         sample(model, FLUX)
     assert elsewhere.group.calls == []
 
