@@ -58,6 +58,25 @@ def _holds_as_it_is(parameter: Tensor, source: Tensor) -> bool:
     )
 
 
+class GoingBack(TorchFunctionMode):
+    """While a host moves modules off the device, their weights become the shared tensors again; nothing is copied."""
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        super().__init__()
+        # The parameter too: as long as it lives, no other tensor has its id.
+        found = ((getattr(place.module, place.name), place.tensor) for place in places)
+        self._shared = {id(parameter): (parameter, tensor) for parameter, tensor in found}
+
+    def __torch_function__(
+        self, function: Callable, types: Iterable[type], args: tuple = (), kwargs: Mapping | None = None
+    ) -> object:
+        if function is Tensor.to and id(args[0]) in self._shared:  # by Module.to, whose first argument is the device
+            tensor = self._shared[id(args[0])][1]
+            if args[1:2] == (tensor.device,):
+                return tensor
+        return function(*args, **(kwargs or {}))
+
+
 class SharingPatcher(ModelPatcher):
     """A ModelPatcher that puts its weights back as they lie in shared memory when they leave the device.
 
@@ -65,6 +84,11 @@ class SharingPatcher(ModelPatcher):
     """
 
     places: tuple[Place, ...] = ()
+
+    @property
+    def _shared_now(self) -> Iterator[Place]:
+        """Without weights with a LoRA in them, which the host puts back itself: its backup is the shared tensor."""
+        return (place for place in self.places if place.key not in self.backup)
 
     @classmethod
     def of(cls, patcher: ModelPatcher, sources: Iterable[Source]) -> ModelPatcher:
@@ -81,6 +105,15 @@ class SharingPatcher(ModelPatcher):
         clone.places = self.places
         return clone
 
+    def partially_unload(self, *args, **kwargs) -> float:
+        with GoingBack(self._shared_now):
+            return super().partially_unload(*args, **kwargs)
+
+    def pin_weight_to_device(self, key: str) -> None:
+        """Not the shared ones: to register the private pages of a file with CUDA is to copy them, on every rank."""
+        if key not in {place.key for place in self.places}:
+            super().pin_weight_to_device(key)  # never called by ComfyUI 0.3, which pins nothing
+
     def unpatch_model(self, device_to=None, unpatch_weights: bool = True) -> None:
         if unpatch_weights:
             if getattr(self, "pinned", None):  # ComfyUI 0.3 pins nothing
@@ -89,9 +122,8 @@ class SharingPatcher(ModelPatcher):
         super().unpatch_model(device_to, unpatch_weights)
 
     def _put_back(self) -> None:
-        for module, name, key, tensor in self.places:
-            # Weights with a LoRA in them the host puts back itself: its backup is the shared tensor.
-            if key not in self.backup and getattr(module, name).data_ptr() != tensor.data_ptr():
+        for module, name, _, tensor in self._shared_now:
+            if getattr(module, name).data_ptr() != tensor.data_ptr():
                 comfy.utils.set_attr_param(module, name, tensor)
 
 

@@ -134,6 +134,35 @@ def test_weights_that_leave_a_device_are_the_shared_ones_again(file, strength):
     assert same_weights(there, loaded(file))
 
 
+@pytest.mark.parametrize("strength", [None, 0.5], ids=["plain", "lora"])
+def test_weights_of_which_a_part_leaves_a_device_are_the_shared_ones_again(file, strength):
+    """As the host asks for between two models that take turns on one card."""
+    there = on_a_rank(file)
+    model = there if strength is None else lora(there, strength)
+    model.load(torch.device("meta"), lowvram_model_memory=1e32)
+    freed = model.partially_unload(torch.device("cpu"), size_of(model) // 2)
+    left = sum(parameter.nbytes for parameter in there.model.parameters() if parameter.is_meta)
+    assert size_of(model) // 2 <= freed == size_of(model) - left < size_of(model)
+    assert bytes_in_pages_of(file, there) == freed
+    model.unpatch_model(torch.device("cpu"))
+    assert bytes_in_pages_of(file, there) == size_of(there)
+    assert same_weights(there, loaded(file))
+
+
+@pytest.mark.parametrize(("dtype", "shared"), [(None, True), (torch.bfloat16, False)])
+def test_shared_weights_are_not_pinned(file, monkeypatch, dtype, shared):
+    """CUDA writes to what it registers, as far as the system knows: private pages of a file would be copied."""
+    import comfy.model_management
+
+    pinned = []
+    monkeypatch.setattr(comfy.model_management, "pin_memory", pinned.append)  # returns None: there is no CUDA
+    there = on_a_rank(file, **{"dtype": dtype} if dtype else {})
+    there.load(torch.device("meta"), lowvram_model_memory=size_of(there) // 3)
+    if shared:  # others cannot be copied back from this device
+        there.partially_unload(torch.device("cpu"), size_of(there) // 6)
+    assert sum(weight.nbytes for weight in pinned) == (0 if shared else size_of(there) - there.loaded_size())
+
+
 def test_weights_of_a_module_are_where_the_server_put_them():
     from para_core.adapters.comfy_rank_models import from_module
     from para_core.adapters.comfy_travel import pack
@@ -141,10 +170,13 @@ def test_weights_of_a_module_are_where_the_server_put_them():
     here = build(FLUX)
     packed, tensors = pack(here.model.diffusion_model)
     there = from_module(packed, tensors, torch.device("cpu")).clone()
+    originals = {parameter.data_ptr() for parameter in here.model.parameters()}
     there.load(torch.device("meta"), lowvram_model_memory=1e32)
+    there.partially_unload(torch.device("cpu"), size_of(there) // 2)
+    moved = {parameter.data_ptr() for parameter in there.model.parameters() if not parameter.is_meta}
+    assert moved and moved < originals
     there.unpatch_model(torch.device("cpu"))
-    addresses = {parameter.data_ptr() for parameter in there.model.parameters()}
-    assert addresses == {parameter.data_ptr() for parameter in here.model.parameters()}
+    assert {parameter.data_ptr() for parameter in there.model.parameters()} == originals
 
 
 def test_two_ranks_hold_a_checkpoint_once(groups, tmp_path):
