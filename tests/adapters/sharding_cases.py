@@ -69,17 +69,34 @@ def on_mesh(model, family, mesh, call, around):
     return output
 
 
+def quantized(rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int]) -> tuple[int, list[float]]:
+    """How many weights are quantized, and relative errors as `compare`'s of a model with these."""
+    from para_core.adapters.comfy_quantization import apply_quantization
+
+    patcher, report = apply_quantization(model_of(model), "int8_weight_only")
+    calls = [{"positive": conditioning(TINIES[model], 1, 9)}]
+    return len(report.quantized), compare(rank, world_size, model=model, mesh=mesh, calls=calls, patcher=patcher)[0]
+
+
 def compare(
-    rank: int, world_size: int, *, model: str, mesh: tuple[int, int, int], calls: list[Mapping], change: Mapping
+    rank: int,
+    world_size: int,
+    *,
+    model: str,
+    mesh: tuple[int, int, int],
+    calls: list[Mapping],
+    change: Mapping | None = None,
+    patcher=None,
 ) -> tuple[list[float], list[tuple[int, int]], list[tuple[int, int]]]:
     """While the model is sampled: relative error of each call, what blocks see on this rank, what they see alone.
 
-    calls: settings of `sample`, a run for each. change: name to value of what each call is given besides.
+    calls: settings of `sample`, a run for each. change: name to value of what each call is given besides. patcher: of
+    this model, None as it is built.
     """
     from para_core.attention import RankMesh
     from para_core.families import family_of
 
-    patcher = model_of(model)
+    patcher, change = patcher or model_of(model), change or {}
     diffusion_model = patcher.model.diffusion_model
     family = family_of(diffusion_model)
     errors, here, alone = [], Seen(family), Seen(family)

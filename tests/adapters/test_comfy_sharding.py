@@ -161,7 +161,13 @@ def test_branch_behind_the_last_block_is_gathered(compare_tokens):
     compare_tokens("wan_vace_every_block", RING, UNEQUAL)
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "lumina2", "cosmos_predict2", "hunyuan_video15", "wan_vace", "ltxav"])
+@pytest.mark.parametrize("name", SHARDED)
+def test_quantized_weights_are_multiplied_alike(on_ranks, name):
+    for num_layers, errors in on_ranks("quantized", name, RING):
+        assert num_layers and max(errors) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", SHARDED)
 def test_first_block_cache_is_inside(on_ranks, name):
     for (computed, *reused), records, asked_every_block in on_ranks("cached", name, RING):
         assert computed <= TOLERANCE
