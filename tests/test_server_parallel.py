@@ -357,19 +357,21 @@ def test_two_servers_side_by_side_of_which_one_has_another_attention_and_is_kill
 ):
     (tmp_path / "sageattention.py").write_text(SAGE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with ComfyServer(comfyui, arguments=("--cpu", "--use-sage-attention")) as other:
+    arguments = ("--cpu", "--use-sage-attention", "--preview-method", "latent2rgb")
+    with ComfyServer(comfyui, arguments=arguments) as other:
         prompt = spread(other, steps=4, cache=False)
         with pytest.raises(HostError, match='attention "sage" returns no log-sum-exp.*or a mesh without a ring'):
             other.run_workflow(spread(other, ring_degree=2))
-        together, single = (latent_of(other, other.run_workflow(found)) for found in (prompt, alone(prompt)))
+        runs = [other.run_workflow(found) for found in (prompt, alone(prompt))]
+        previews = [len(run.events_of("preview")) for run in runs]
+        assert previews[0] == previews[1] > 0
+        together, single = (latent_of(other, run) for run in runs)
         usual = latent_of(server, server.run_workflow(alone(prompt)))
         assert (together - single).norm() <= 1e-5 * single.norm() < 1e-3 * (usual - single).norm()
         server.run_workflow(spread(server, seed=40))
-        pids = [rank["pid"] for rank in ranks(other)]
-        assert not set(pids) & {rank["pid"] for rank in ranks(server)}
+        assert not {rank["pid"] for rank in ranks(other)} & {rank["pid"] for rank in ranks(server)}
+        (group,) = other.request("/para/ranks")
+        traces = Traces(Path(group["address"]).parent, other._process.pid)
         os.kill(other._process.pid, signal.SIGKILL)
-        end = time.monotonic() + 10
-        while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-            assert time.monotonic() < end, "processes are left"
-            time.sleep(0.1)
+        assert traces.left(10) == []
     assert server.run_workflow(spread(server, seed=41)).images

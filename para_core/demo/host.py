@@ -210,9 +210,7 @@ async def _until_end(messages, prompt_id: str, listener: Listener | None) -> lis
     """The server's messages up to the end of one prompt. Raises HostError where the prompt ends badly."""
     events = []
     async for message in messages:
-        event = _progress_text(message.data) if isinstance(message.data, bytes) else json.loads(message.data)
-        if event is None:  # a preview
-            continue
+        event = _binary_event(message.data) if isinstance(message.data, bytes) else json.loads(message.data)
         type_, data = event["type"], event["data"]
         events.append((type_, data))
         if listener is not None:
@@ -227,10 +225,11 @@ async def _until_end(messages, prompt_id: str, listener: Listener | None) -> lis
     raise HostError("the server ended while the workflow was running")
 
 
-def _progress_text(message: bytes) -> dict | None:
+def _binary_event(message: bytes) -> dict:
+    """A text on a node, or a preview, of which only the size is kept."""
     kind, length = struct.unpack_from(">II", message)
     if kind != TEXT_EVENT:
-        return None
+        return {"type": "preview", "data": {"num_bytes": len(message)}}
     node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
     return {"type": "progress_text", "data": {"node": node, "text": text}}
 
