@@ -21,6 +21,7 @@ from ..workers import GroupConfig, WorkerError
 from .comfy_call_mesh import CallMeshes
 from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
+from .comfy_device_watch import DeviceWatch
 from .comfy_kept_calls import KeptCalls, on_cpu
 from .comfy_options import KEY
 from .comfy_prepared import Prepared
@@ -74,6 +75,7 @@ class Session:
         self._configured = False
         self.mesh = ""  # of the latest run, in words
         self.twin: ModelPatcher | None = None  # of the latest run: what the host knows of the ranks' model
+        self._watch = DeviceWatch(self.detached)
         self._run: Run | None = None
         self.on_devices: str | None = None  # the model whose weights the latest run left there, as `prepare` names it
 
@@ -97,11 +99,13 @@ class Session:
             "samples": samples,
             "options": {name: sendable(value, name) for name, value in options.items()},
         }
+        self._watch_devices()
         return self._ask("decode_vae", payload)["images"].to(samples.device)
 
     def start_run(self, settings: dict, meshes: CallMeshes) -> None:
         """A sampling run follows; settings: the payload of `begin` as far as it is known."""
         self._run = Run(settings, meshes)
+        self._watch_devices()
 
     def forward(self, args: tuple, kwargs: dict) -> object:
         """One model call on the ranks: the diffusion model's output for these arguments."""
@@ -142,12 +146,14 @@ class Session:
             self.on_devices = run.settings["model"] if keep else None
             self._tell_compiled(answer, run)
 
-    def detached(self, twin: ModelPatcher, *_) -> None:
+    def detached(self, patcher: ModelPatcher, unpatch_all: bool = True) -> None:
         """The host wants the memory of the model back: free the ranks' devices; the next run loads it there again.
 
-        A twin of an earlier run goes without that: the host detaches every patcher that it drops.
+        Not the memory of a device that no rank uses, where the host says which one it is; nor where it drops a twin of
+        an earlier run, or only takes one off its list to put it there again (unpatch_all is false then).
         """
-        if twin is self.twin and self.group.connected and not sys.is_finalizing():
+        wanted = patcher in self._watch or (patcher is self.twin and not self._is_elsewhere(patcher.load_device))
+        if wanted and unpatch_all and self.group.connected and not sys.is_finalizing():
             self.on_devices = None
             # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
@@ -157,6 +163,17 @@ class Session:
                 logger.warning("the ranks did not free their devices: %s", error)
             except comfy.model_management.InterruptProcessingException:
                 comfy.model_management.interrupt_current_processing()  # for whom it was meant: the run, if there is one
+
+    def _watch_devices(self) -> None:
+        self._watch.stand_on(self._devices - {None if self.twin is None else self.twin.load_device})
+
+    def _is_elsewhere(self, device: torch.device) -> bool:
+        """Whether to make room on this device asks nothing of the ranks; the host tells of theirs by itself then."""
+        return bool(self._watch.devices) and device not in self._devices
+
+    @property
+    def _devices(self) -> set[torch.device]:
+        return set(map(torch.device, self.group.config.devices))
 
     def _tell_compiled(self, answer: Mapping, run: Run | None = None) -> None:
         option = (run or self._run).compile
