@@ -11,6 +11,7 @@ NOTICES = {
     "not_asked": NOT_ASKED,
     "decoded_alone": "One device: decoded as VAE Decode does.",
     "decoded": "Decoded on {num_ranks} ranks.",
+    "decoded_in_tiles": "Decoded on {num_ranks} ranks, in tiles: one of them ran out of memory.",
 }
 
 

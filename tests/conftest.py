@@ -11,6 +11,7 @@ ROOT = Path(__file__).absolute().parent.parent
 # At the end: `nodes` and `server` must stay ComfyUI's.
 sys.path.append(str(ROOT))
 pytest_plugins = ["fixtures_host", "fixtures_server", "fixtures_browser", "fixtures_ranks", "fixtures_in_process"]
+pytest_plugins += ["fixtures_dynamic_vram"]
 
 KINDS = {"browser": {"chromium"}, "host": {"comfyui"}}
 

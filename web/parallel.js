@@ -13,6 +13,7 @@ import { wordsOf } from "./report_words.js"
  *   ParallelNotice of para_core/parallel_notice.py
  */
 
+const WARNINGS = ["not_asked", "decoded_in_tiles"]
 const NODES = ["ParaContextParallelLauncher", "ParaParallelVAEDecode"]
 const panels = new NodePanels(NODES, "para_parallel", () => new LinesPanel(linesOf))
 
@@ -27,5 +28,5 @@ app.registerExtension({
 /** @param {NoticeEvent} event @param {string} locale @returns {import("./lines_panel.js").Line[]} */
 function linesOf({ kind, num_ranks: count, mesh }, locale) {
   const line = fill(wordsOf(locale)[kind], { count, mesh: arrangement(mesh, locale) })
-  return [kind === "not_asked" ? { notice: line } : line]
+  return [WARNINGS.includes(kind) ? { notice: line } : line]
 }

@@ -32,6 +32,7 @@ const WORDS = {
     one_device: "One device: the model runs as it is, without further processes.",
     decoded_alone: "One device: decoded as VAE Decode does.",
     decoded: "Decoded on {count} ranks.",
+    decoded_in_tiles: "Decoded on {count} ranks, in tiles: one of them ran out of memory.",
   },
   zh: {
     fbcache: "首块缓存 (FBCache)",
@@ -58,6 +59,7 @@ const WORDS = {
     one_device: "只有一个设备：模型照常运行，没有启动其他进程。",
     decoded_alone: "只有一个设备：与 VAE 解码相同。",
     decoded: "由 {count} 个进程解码。",
+    decoded_in_tiles: "由 {count} 个进程分块解码：其中一个内存不足。",
   },
 }
 

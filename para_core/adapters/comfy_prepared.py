@@ -13,10 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..workers import Shared
+from .comfy_bare_modules import is_dynamic
 from .comfy_quantization import quantized_weights
 from .comfy_rank_models import quantized_to
 from .comfy_stand_in import DIFFUSION_MODEL
-from .comfy_travel import pack_to_send, recipe_of
+from .comfy_travel import pack_module, pack_to_send, recipe_of
 
 Ask = Callable[[str, Mapping], object]  # (method, payload) -> the answer of the ranks
 
@@ -44,7 +45,7 @@ class Prepared:
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # without a recipe
         self._built: dict[str, Built] = {}
         self._latest: weakref.ref[ModelPatcher] | None = None
-        self._vae: weakref.ref[nn.Module] | None = None
+        self._vae: weakref.ref[ModelPatcher] | None = None
 
     def model(self, model: ModelPatcher) -> dict:
         """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
@@ -68,14 +69,15 @@ class Prepared:
             built.variant = names["variant"]
         return names
 
-    def vae(self, module: nn.Module) -> dict:
-        """The same for the model of a VAE, of which the ranks have one, beside the diffusion models."""
-        name = self._name(module)
-        if self._vae is None or self._vae() is not module:
-            payload = {"model": name, **_module_payload(module)}
+    def vae(self, vae: ModelPatcher) -> dict:
+        """The same for a VAE's patcher: the ranks have the model of one VAE, beside the diffusion models."""
+        name = self._name(vae.model)
+        there = None if self._vae is None else self._vae()
+        if there is None or there.model is not vae.model:
+            payload = {"model": name, **_module_payload(vae.model, vae)}
             self._vae = None  # as above
             self._ask("load_vae", payload)
-            self._vae = weakref.ref(module)
+        self._vae = weakref.ref(vae)
         return {"model": name}
 
     def restore(self) -> None:
@@ -110,12 +112,12 @@ class Prepared:
 def _source(model: ModelPatcher, recipe: tuple[str, bytes] | None) -> dict:
     if recipe is not None:
         return {"recipe": recipe[1], "module": b"", "tensors": []}
-    return {"recipe": None, **_module_payload(model.model.diffusion_model)}
+    return {"recipe": None, **_module_payload(model.model.diffusion_model, model)}
 
 
-def _module_payload(module: nn.Module) -> dict:
+def _module_payload(module: nn.Module, of: ModelPatcher) -> dict:
     """The module itself, its weights in memory that all ranks of this machine share."""
-    packed, tensors = pack_to_send(module, f"this model ({type(module).__name__})", "Load it with ComfyUI's own loader")
+    packed, tensors = pack_module(module, dynamic=is_dynamic(of))
     return {"module": packed, "tensors": Shared(tensors)}
 
 

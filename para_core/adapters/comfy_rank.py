@@ -104,17 +104,23 @@ class Service:
         self._vae = payload["model"], from_module(payload["module"], payload["tensors"], self.context.device)
 
     def decode_vae(self, payload: Mapping) -> dict:
-        """Decode a latent on all ranks; rank 0 returns all of it."""
+        """Decode a latent on all ranks; rank 0 returns all of it.
+
+        memory: of this rank's activations, in bytes. whole: this VAE cannot run with a part of it on the device.
+        """
         import comfy.model_management
 
         from .comfy_travel import received
 
         name, patcher = self._vae
         assert name == payload["model"]
-        comfy.model_management.load_models_gpu([patcher])
+        whole = payload["whole"]
+        comfy.model_management.load_models_gpu([patcher], memory_required=payload["memory"], force_full_load=whole)
         options = {name: received(value) for name, value in payload["options"].items()}
         decode = functools.partial(patcher.model.diffusion_model.decode, **options)
-        return {"images": parallel_decode(decode, payload["samples"], destination=0)}
+        images = parallel_decode(decode, payload["samples"], destination=0)
+        comfy.model_management.soft_empty_cache()  # as after a run
+        return {"images": images}
 
     def patch(self, payload: Mapping) -> None:
         """Make a variant of a loaded model: with quantized weights, then with LoRAs; others of its kind are dropped."""

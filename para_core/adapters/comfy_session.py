@@ -94,7 +94,7 @@ class Session:
         return 0 if self._run is None else self._run.num_restarts
 
     def decode(self, names: dict, samples: Tensor, options: dict) -> Tensor:
-        """What the VAE of these names decodes, computed by all ranks."""
+        """What the VAE of these names decodes, computed by all ranks. names: and its other settings there."""
         payload = names | {
             "samples": samples,
             "options": {name: sendable(value, name) for name, value in options.items()},

@@ -12,6 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from .comfy_bare_modules import BareStates
 from .comfy_options import KEY
 from .comfy_quantized_model import load_quantized_model
 
@@ -26,12 +27,24 @@ INSIDE_MODEL = ("diffusion_model",)
 
 
 class TensorsAside(pickle.Pickler):
-    """Pickles an object without its tensors, which it collects in `tensors`, each of them once."""
+    """Pickles an object without its tensors, which it collects in `tensors`, each of them once.
 
-    def __init__(self, file: io.BytesIO) -> None:
+    Modules are bare, see `BareStates`.
+    """
+
+    def __init__(self, file: io.BytesIO, *, dynamic: bool = False) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.tensors: list[Tensor] = []
         self._numbers: dict[int, int] = {}
+        self._bare = BareStates(dynamic=dynamic)
+
+    def reducer_override(self, value: object) -> object:
+        if not isinstance(value, nn.Module):
+            return NotImplemented
+        make, arguments, *rest = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        if rest and isinstance(rest[0], dict):
+            rest[0] = self._bare(rest[0])
+        return make, arguments, *rest
 
     def persistent_id(self, value: object) -> tuple[int, bool] | None:
         if type(value) not in (Tensor, nn.Parameter):
@@ -54,25 +67,32 @@ class WithTensors(pickle.Unpickler):
         return nn.Parameter(tensor, requires_grad=False) if number[1] else tensor
 
 
-def pack(value: object) -> tuple[bytes, list[Tensor]]:
+def pack(value: object, *, dynamic: bool = False) -> tuple[bytes, list[Tensor]]:
     """The object as bytes and the tensors in it. Raises pickle.PicklingError, or what its parts raise, where it fails.
 
+    dynamic: of modules whose weights the host casts on use, as cast; see `is_dynamic`.
     Only for the authenticated channel to our own ranks: unpacking runs code.
     """
     file = io.BytesIO()
-    pickler = TensorsAside(file)
+    pickler = TensorsAside(file, dynamic=dynamic)
     pickler.dump(value)
     return file.getvalue(), pickler.tensors
 
 
-def pack_to_send(value: object, name: str, remedy: str) -> tuple[bytes, list[Tensor]]:
+def pack_to_send(value: object, name: str, remedy: str, *, dynamic: bool = False) -> tuple[bytes, list[Tensor]]:
     """`pack` for the ranks. Raises ValueError for what cannot go there, by the name and with the remedy given."""
     try:
-        return pack(value)
+        return pack(value, dynamic=dynamic)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{name} cannot go to other processes: {error}. {remedy}, or do without the other processes."
         ) from error
+
+
+def pack_module(module: nn.Module, *, dynamic: bool) -> tuple[bytes, list[Tensor]]:
+    """`pack_to_send` for a model, or a part of one. dynamic: see `is_dynamic`."""
+    name, remedy = f"this model ({type(module).__name__})", "Load it with ComfyUI's own loader"
+    return pack_to_send(module, name, remedy, dynamic=dynamic)
 
 
 def unpack(packed: bytes, tensors: list[Tensor]) -> object:

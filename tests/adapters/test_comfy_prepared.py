@@ -73,13 +73,15 @@ def test_a_variant_that_was_left_half_way(elsewhere, before, ends):
 @ENDS
 def test_a_vae_that_was_left_half_way(elsewhere, ends):
     """What the ranks have of a VAE is not what was asked for before."""
-    prepared = elsewhere.group.recover.__self__.prepared
-    service, (first, other) = elsewhere.group.service, (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    from comfy.model_patcher import ModelPatcher
+
+    prepared, service, cpu = elsewhere.group.recover.__self__.prepared, elsewhere.group.service, torch.device("cpu")
+    first, other = (ModelPatcher(torch.nn.Linear(2, 2), load_device=cpu, offload_device=cpu) for _ in range(2))
     prepared.vae(first)
     with ends(elsewhere.group, "load_vae"):
         prepared.vae(other)
-    for module in (first, other):
-        names = prepared.vae(module)
+    for vae in (first, other):
+        names = prepared.vae(vae)
         name, patcher = service._vae
         assert names == {"model": name}
-        assert torch.equal(patcher.model.diffusion_model.weight, module.weight)
+        assert torch.equal(patcher.model.diffusion_model.weight, vae.model.weight)
