@@ -5,7 +5,7 @@ from functools import partial
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_parallel import apply_parallel
-from ..para_core.parallel_config import BATCH_PARALLEL, ParallelConfig
+from ..para_core.parallel_config import BATCH_PARALLEL, ParallelConfig, check_alone
 from ..para_core.parallel_notice import ParallelNotice
 from . import rank_inputs
 from .rank_events import GROUPS, send_notice
@@ -71,6 +71,7 @@ class ContextParallelLauncher(io.ComfyNode):
         chosen = rank_inputs.requested_devices(num_devices, devices, address)
         config = ParallelConfig(chosen, attach_to=address, **settings)
         if len(chosen) == 1:
+            check_alone(config, devices, model.load_device)
             send_notice(node_id, ParallelNotice("one_device"))
             return io.NodeOutput(model)
         return io.NodeOutput(apply_parallel(model, config, GROUPS.session, listener=partial(send_notice, node_id)))

@@ -5,7 +5,7 @@ from functools import partial
 from comfy_api.latest import io
 
 from ..para_core.adapters.comfy_parallel_vae import parallel_vae_decode
-from ..para_core.parallel_config import ParallelConfig
+from ..para_core.parallel_config import ParallelConfig, check_alone
 from ..para_core.parallel_notice import ParallelNotice
 from . import rank_inputs
 from .rank_events import GROUPS, send_notice
@@ -42,11 +42,12 @@ class ParallelVAEDecode(io.ComfyNode):
         if getattr(latent, "is_nested", False):
             latent = latent.unbind()[0]
         chosen = rank_inputs.requested_devices(num_devices, devices, address)
+        config = ParallelConfig(chosen, backend=backend, attach_to=address)
         listener = partial(send_notice, cls.hidden.unique_id)
         if len(chosen) == 1:
+            check_alone(config, devices, vae.device)
             images = vae.decode(latent)
             listener(ParallelNotice("decoded_alone"))
         else:
-            config = ParallelConfig(chosen, backend=backend, attach_to=address)
             images = parallel_vae_decode(vae, latent, config, GROUPS.session, listener=listener)
         return io.NodeOutput(images.flatten(0, -4) if images.ndim == 5 else images)

@@ -59,6 +59,26 @@ class ParallelConfig:
         return MeshRequest(self.ring_degree, self.ulysses_degree, batch)
 
 
+def check_alone(config: ParallelConfig, devices: str, there: torch.device) -> None:
+    """Refuse what is lost where one device makes no processes, and the host itself computes.
+
+    config: of one device. devices: as the user named it, empty where they did not. there: the device of the host.
+    Raises ValueError for another device than the host's, and for degrees that one device cannot have.
+    """
+    chosen = torch.device(config.devices[0])
+    if devices.strip() and (chosen.type, chosen.index or 0) != (there.type, there.index or 0):
+        raise ValueError(
+            f'devices is "{devices.strip()}", but one device gets no processes of its own, and ComfyUI computes on '
+            f"{there}. Name at least two devices, or leave devices empty; ComfyUI's own device is set when it is "
+            "started (--default-device)."
+        )
+    asked = {"ring_degree": config.ring_degree, "ulysses_degree": config.ulysses_degree}
+    if above := [f"{name} is {degree}" for name, degree in asked.items() if degree > 1]:
+        raise ValueError(f"{' and '.join(above)}, but there is one device; use 0, or name at least two devices.")
+    if config.batch_parallel == "on":
+        raise ValueError("batch_parallel is on, but there is one device; use auto, or name at least two devices.")
+
+
 def chosen_devices(num_devices: int, devices: str, default: torch.device) -> tuple[str, ...]:
     """The devices of a user's request, one for each rank.
 
@@ -81,9 +101,19 @@ def chosen_devices(num_devices: int, devices: str, default: torch.device) -> tup
             f"num_devices is {num_devices}, but devices names {len(named)}: {devices.strip()}. Make them agree."
         )
     for name in named:
-        if torch.device(name).type != "cpu" and (named.count(name) > 1 or torch.device(name).index >= there):
-            raise ValueError(f"device {name} is not there, or named twice; this machine has {there}: 0 to {there - 1}.")
+        _check_there(name, named, there)
     return tuple(named)
+
+
+def _check_there(name: str, named: list[str], there: int) -> None:
+    device = torch.device(name)
+    if device.type == "cpu":
+        return
+    if device.index >= there:
+        allowed = f"{there}: 0 to {there - 1}" if there else "none that ComfyUI uses; leave devices empty, or name cpu"
+        raise ValueError(f"device {name} is not there; this machine has {allowed}.")
+    if named.count(name) > 1:
+        raise ValueError(f"device {name} is named {named.count(name)} times; name each once.")
 
 
 def _device(name: str, default: torch.device) -> str:
