@@ -41,6 +41,13 @@ class MeshRanks:
         attention = self._attention if own is None or self.mesh.ring.size > 1 else own
         return context_attention(q, k, v, mesh=self.mesh, lengths=lengths, attention=attention, **options)
 
+    def max(self, values: Tensor) -> Tensor:
+        """The largest of each over all ranks of the mesh; the tensor itself is overwritten."""
+        for axis in (self.mesh.sequence, self.mesh.batch):
+            if axis.group is not None:
+                dist.all_reduce(values, op=dist.ReduceOp.MAX, group=axis.group)
+        return values
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks of the mesh, whichever tokens and rows they have; the tensor itself is overwritten."""
         for axis in (self.mesh.sequence, self.mesh.batch):

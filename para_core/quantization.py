@@ -16,6 +16,7 @@ from torch import Tensor
 from .quantization_scheme import SCHEMES, Scheme, bitsandbytes_functional, has_kernels, torchao_for
 
 NF4_BLOCK = 64  # weights that share one scale
+SMALLEST = 1e-12  # of the largest magnitudes: a row of zeros would divide by zero
 METADATA_KEY = "para_quantization"
 
 
@@ -46,14 +47,17 @@ class QuantizedWeight:
             return _dequantize_nf4(self).to(dtype)
         return (self.data.to(torch.float32) * self.scale).to(dtype)
 
-    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x @ weight.T + bias in the dtype of x; all on one device. x: (..., in)."""
+    def linear(self, x: Tensor, bias: Tensor | None = None, largest: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias in the dtype of x; all on one device. x: (..., in).
+
+        largest: of a scheme with one scale, the magnitude to scale by where x is a part of an activation; ().
+        """
         # A stream may be without tokens (LTX-AV without sound), of which there is no largest magnitude.
         if not self.scheme.dynamic or not x.numel():
             return torch.nn.functional.linear(x, self.dequantize(x.dtype), bias)
         if has_kernels(self.scheme, x.device):
-            return kernel_linear(self, x, bias)
-        return reference_linear(self, x, bias)
+            return kernel_linear(self, x, bias, largest)
+        return reference_linear(self, x, bias, largest)
 
 
 def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
@@ -68,9 +72,10 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     return QuantizedWeight(scheme, round_to(weight, scale, scheme), scale, shape)
 
 
-def choose_scale(x: Tensor, scheme: Scheme) -> Tensor:
+def choose_scale(x: Tensor, scheme: Scheme, largest: Tensor | None = None) -> Tensor:
     """The largest magnitude, of each row or of all, over the largest number of the dtype; float32, (rows or 1, 1).
 
+    largest: that of all where x is only a part.
     Source: pytorch/ao 0.18, quant_primitives.py; computed there in the dtype of x, so here too. In float16 that would
     underflow. The lower bounds keep rows of zeros from dividing by zero.
     """
@@ -79,8 +84,11 @@ def choose_scale(x: Tensor, scheme: Scheme) -> Tensor:
         # Symmetric over -128 to 127: half the number of steps.
         largest = torch.maximum(-x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0))
         return (largest / 127.5).float().clamp(min=torch.finfo(torch.float32).eps)
-    largest = x.abs().amax(-1, keepdim=True) if scheme.per_row else x.abs().amax().reshape(1, 1)
-    return (largest.clamp(min=1e-12) / torch.finfo(_fp8(x.device)).max).float()
+    if scheme.per_row:
+        largest = x.abs().amax(-1, keepdim=True)
+    else:
+        largest = (x.abs().amax() if largest is None else largest.to(x.dtype)).reshape(1, 1)
+    return (largest.clamp(min=SMALLEST) / torch.finfo(_fp8(x.device)).max).float()
 
 
 def round_to(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
@@ -99,10 +107,10 @@ def _fp8(device: torch.device) -> torch.dtype:
     return torch.float8_e4m3fn
 
 
-def reference_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+def reference_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None, largest: Tensor | None = None) -> Tensor:
     """What the kernels compute: both sides quantized, products accumulated in float32 (int8: exactly)."""
     rows = x.reshape(-1, x.shape[-1])
-    scale = choose_scale(rows, weight.scheme)
+    scale = choose_scale(rows, weight.scheme, largest)
     data = round_to(rows, scale, weight.scheme)
     if weight.scheme.kind == "int8":
         product = torch._int_mm(data, weight.data.t()).float()
@@ -114,7 +122,7 @@ def reference_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) ->
     return product.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def kernel_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+def kernel_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None, largest: Tensor | None = None) -> Tensor:
     """torchao's quantization of the activation and its product, on a device that has both."""
     # torch's per-row float8 product only gives bfloat16; int8's whole numbers exceed float16 before they are scaled.
     if weight.scheme.kind == "int8":
@@ -122,10 +130,14 @@ def kernel_linear(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Te
     else:
         dtype = torch.bfloat16 if weight.scheme.per_row else x.dtype
     bias = None if bias is None else bias.to(dtype)
-    return torch.nn.functional.linear(x.to(dtype), _torchao_tensor(weight, dtype), bias).to(x.dtype)
+    given, tensor = x.to(dtype), _torchao_tensor(weight, dtype, quantizes=largest is None)
+    if largest is not None:
+        given = _torchao_activation(given, weight, largest)
+    return torch.nn.functional.linear(given, tensor, bias).to(x.dtype)
 
 
-def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype, *, quantizes: bool = True) -> Tensor:
+    """quantizes: activations that it is multiplied with, which are not yet (float8 only)."""
     ao = torchao_for(weight.scheme)
     granularity = ao.PerRow() if weight.scheme.per_row else ao.PerTensor()
     block_size = [1 if weight.scheme.per_row else weight.shape[0], weight.shape[1]]
@@ -138,13 +150,27 @@ def _torchao_tensor(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
     mm_config = ao.Float8MMConfig(use_fast_accum=True)
-    # torch's own kernels, whatever else is installed. hp_value_lb: a row of zeros would divide by zero.
-    kernels = KernelPreference.TORCH
+    kernels = KernelPreference.TORCH  # torch's own, whatever else is installed
     activation = QuantizeTensorToFloat8Kwargs(
-        weight.data.dtype, granularity, mm_config, hp_value_lb=1e-12, kernel_preference=kernels
+        weight.data.dtype, granularity, mm_config, hp_value_lb=SMALLEST, kernel_preference=kernels
     )
-    settings = {"mm_config": mm_config, "act_quant_kwargs": activation, "kernel_preference": kernels, "dtype": dtype}
-    return ao.Float8Tensor(weight.data, weight.scale, block_size, **settings)
+    settings = {"mm_config": mm_config, "kernel_preference": kernels, "dtype": dtype}
+    return ao.Float8Tensor(
+        weight.data, weight.scale, block_size, act_quant_kwargs=activation if quantizes else None, **settings
+    )
+
+
+def _torchao_activation(x: Tensor, weight: QuantizedWeight, largest: Tensor) -> Tensor:
+    """Quantized as torchao would quantize the whole of which x is a part: one number has the scale of the largest."""
+    ao = torchao_for(weight.scheme)
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    one, kernels = largest.to(x.dtype).reshape((1,) * x.ndim), KernelPreference.TORCH
+    scale = ao.Float8Tensor.from_hp(
+        one, weight.data.dtype, ao.PerTensor(), hp_value_lb=SMALLEST, kernel_preference=kernels
+    ).scale
+    data = round_to(x, scale, weight.scheme)
+    return ao.Float8Tensor(data, scale, list(x.shape), kernel_preference=kernels, dtype=x.dtype)
 
 
 def _dequantize_nf4(weight: QuantizedWeight) -> Tensor:

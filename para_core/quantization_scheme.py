@@ -29,6 +29,11 @@ class Scheme:
     dynamic: bool = False
 
     @property
+    def one_scale(self) -> bool:
+        """Whether an activation has a single scale, which all of its tokens have a part in."""
+        return self.dynamic and not self.per_row
+
+    @property
     def rounding(self) -> float:
         """How coarsely activations are rounded, 1 as float8 does; measured on normally distributed ones."""
         return (1.0 if self.kind == "fp8" else INT8_ROUNDING) if self.dynamic else 0.0

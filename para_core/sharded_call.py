@@ -117,6 +117,10 @@ class ShardedCall:
             options["mask"] = self._mask(keys, mask)
         return self._ranks.attention(q, k, v, lengths, key_lengths=key_lengths, **options)
 
+    def max(self, values: Tensor) -> Tensor:
+        """The largest of each over all ranks; the tensor itself is overwritten."""
+        return self._ranks.max(values)
+
     def _cut_residuals(self) -> None:
         """Those behind all blocks but the last, whose is added to the gathered tokens."""
         for number, (stack, count) in enumerate(zip(self._family.stacks, self._num_blocks, strict=True)):

@@ -28,6 +28,9 @@ class SequenceRanks(Protocol):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], **options) -> Tensor:
         """Of this rank's queries to every rank's keys, as `context_attention`."""
 
+    def max(self, values: Tensor) -> Tensor:
+        """The largest of each over all ranks, of other rows of the batch too; the tensor itself is overwritten."""
+
 
 class TokenSplits:
     """Decided by what the first block is given. False where nothing is split, since a stream has too few tokens."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from para_core.quantization import choose_scale, quantize, round_to
+from para_core.quantization import choose_scale, kernel_linear, quantize, round_to
 from para_core.quantization_scheme import SCHEMES
 
 FEATURES = 256
@@ -43,6 +43,16 @@ def test_generated_code_gives_the_same_scales_codes_and_products(name):
     same = steps.amax(-1) == 0
     assert same.float().mean() > 0.5
     assert (product - plain_product)[same].norm() <= 1e-5 * plain_product[same].norm()
+
+
+def test_kernels_with_a_scale_from_outside_compile_in_one_piece():
+    """As on a rank with a GPU; torchao's tensors can be traced here too."""
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    weight = quantize(torch.randn(96, FEATURES) * 0.05, SCHEMES["fp8_dynamic_per_tensor"])
+    x, bias, largest = torch.randn(3, 7, FEATURES), torch.randn(96), torch.tensor(40.0)
+    compiled = torch.compile(kernel_linear, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(weight, x, bias, largest), kernel_linear(weight, x, bias, largest))
 
 
 def ordered(codes):

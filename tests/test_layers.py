@@ -24,7 +24,7 @@ RULES = {
     "para_core": ({"torch"}, {"para_core.CORE", "para_core.families"}),
     "para_core/plot.py": ({"PIL"}, {"para_core.CORE"}),
     "para_core/quantization.py": ({"torch", "torchao", "bitsandbytes"}, {"para_core.CORE", "para_core.families"}),
-    "para_core/sharded_attention.py": ({"torch"}, {"para_core.CORE"}),
+    "para_core/sharded_operators.py": ({"torch"}, {"para_core.CORE"}),
     "para_core/quantization_scheme.py": ({"torch", "torchao", "bitsandbytes"}, {"para_core.CORE"}),
     "para_core/mesh_ranks.py": ({"torch"}, {"para_core.attention"}),
     "para_core/parallel_config.py": ({"torch"}, {"para_core.attention"}),

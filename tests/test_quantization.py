@@ -103,6 +103,24 @@ def test_kernel_path_gives_the_references_numbers(name, dtype):
     assert relative(output, reference_linear(quantized, x, bias)) < 4e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("linear", [reference_linear, kernel_linear])
+def test_part_of_an_activation_is_scaled_as_the_whole(linear, dtype):
+    """As a rank has it; only sums may be in another order, and are then rounded to the dtype."""
+    if linear is kernel_linear:
+        pytest.importorskip("torchao")
+    weight, bias, x = tensors(dtype)
+    quantized, largest = quantize(weight, SCHEMES["fp8_dynamic_per_tensor"]), x.float().abs().amax()
+    whole = linear(quantized, x, bias)
+    rows = [row for row in range(3) if x[row].abs().max() < largest]
+    assert len(rows) == 2
+    for row in rows:
+        part = linear(quantized, x[row], bias, largest)
+        assert part.dtype == dtype
+        assert relative(part, whole[row]) <= 2 * torch.finfo(dtype).eps
+        assert relative(linear(quantized, x[row], bias), whole[row]) > 1e-2, "its own scale would do too"
+
+
 def test_per_row_is_no_worse_than_per_tensor_and_far_better_on_small_rows():
     weight, _, x = tensors()
     x[0] *= 1e-6  # below what one scale for all tokens leaves of them

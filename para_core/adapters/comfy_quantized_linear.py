@@ -53,6 +53,8 @@ class QuantizedLinear(nn.Module, comfy.ops.CastWeightBiasOp):
     where only the quantized weight is left. dtype: of the weight before.
     """
 
+    largest: Callable[[Tensor], Tensor] | None = None  # `shared_scales` sets it where x is a part of an activation
+
     def __init__(
         self, weight: QuantizedWeight, bias: Tensor | None, source: FloatTensor | None, dtype: torch.dtype
     ) -> None:
@@ -65,10 +67,12 @@ class QuantizedLinear(nn.Module, comfy.ops.CastWeightBiasOp):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         comfy.ops.run_every_op()
+        # Whatever this rank has offloaded: all ranks must ask.
+        largest = None if self.largest is None else self.largest(x)
         cast = {"dtype": self.weight.dtype, "device": x.device, "bias_dtype": x.dtype, "compute_dtype": x.dtype}
         with comfy.ops.CastBiasWeightContext(self, **cast, offloadable=True, want_requant=True) as (weight, bias):
             if is_quantized(weight):
-                return self._quantized(weight).linear(x, bias)
+                return self._quantized(weight).linear(x, bias, largest)
             # Offloaded with a LoRA on it: the host has added that to the dequantized weight.
             return nn.functional.linear(x, weight.to(x.dtype), bias)
 
@@ -147,8 +151,9 @@ class RawQuantizedLinear(QuantizedLinear):
             self.weight_scale = _parameter(self._original_scale.to(self.weight_scale.device))
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        largest = None if self.largest is None else self.largest(x)
         weight, bias = comfy.ops.cast_bias_weight(self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype)
-        return self._quantized(weight).linear(x, bias)
+        return self._quantized(weight).linear(x, bias, largest)
 
     def convert_weight(self, weight: Tensor, inplace: bool = False, **kwargs) -> Tensor:
         """What the host adds LoRAs to; here it gives the numbers as they are stored."""

@@ -18,6 +18,7 @@ from ..mesh_ranks import MeshRanks
 from ..residual_cache import CacheConfig
 from ..run_state import Step
 from ..sharded_blocks import AroundBlocks
+from ..shared_scales import shared_scales
 from .comfy_batch import BatchShare, Call
 from .comfy_compile import HostEntrance
 from .comfy_options import diffusion_model_of
@@ -55,6 +56,7 @@ class RankRun:
         if compilation is not None:
             running = compilation.run(self._model, self._family, entrance=HostEntrance())
             self._compiled = self._open.enter_context(running)
+        self._open.enter_context(shared_scales(self._model))
 
     def _sum(self, values: Tensor) -> Tensor:
         return self._ranks.sum(values)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..families import ModelFamily
-from ..sharded_attention import attending, attention
 from ..sharded_blocks import AroundBlocks, as_they_are, sharded_blocks
 from ..sharded_call import ShardedCall, refuse_unsharded
+from ..sharded_operators import attention, operators_of
 from ..token_splits import SequenceRanks
 from .comfy_attention import host_attention
 
@@ -62,7 +62,7 @@ class AttentionOnRanks:
         """Within the context it serves this model call. inner: what has exchanged the host's attention before."""
         self._sharded, self._inner = sharded, inner
         try:
-            with attending(sharded, host_attention):
+            with operators_of(sharded, host_attention):
                 yield
         finally:
             self._sharded = self._inner = None

@@ -18,9 +18,10 @@ from ..attention import RankMesh, choose_mesh, init_context_parallel_mesh
 from ..batch_rows import BatchRows
 from ..families import family_of
 from ..mesh_ranks import MeshRanks
-from ..sharded_attention import attending, attention
 from ..sharded_blocks import sharded_blocks
 from ..sharded_call import ShardedCall, refuse_unsharded
+from ..sharded_operators import attention, operators_of
+from ..shared_scales import shared_scales
 
 HOOK = "para_accelerate_parallel"
 REFUSED = ("controlnet_block_samples", "controlnet_single_block_samples")
@@ -71,7 +72,12 @@ class ParallelHook(ModelHook):
         rows = BatchRows(self.mesh, given["hidden_states"].shape[0], even=True)
         num_blocks = [len(stack.blocks_in(module)) for stack in self._family.stacks]
         sharded = ShardedCall(self._family, num_blocks, self.ranks)
-        with attending(sharded), sharded_blocks(module, self._family, sharded), AttentionOnRanks(sharded):
+        with (
+            operators_of(sharded),
+            sharded_blocks(module, self._family, sharded),
+            AttentionOnRanks(sharded),
+            shared_scales(module),
+        ):
             output = self.fn_ref.original_forward(**{name: rows.of(value) for name, value in given.items()})
         if isinstance(output, tuple):
             return (rows.gather(output[0]), *output[1:])

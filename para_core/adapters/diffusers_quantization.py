@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from diffusers import DiffusionPipeline
@@ -24,6 +24,8 @@ DEFAULT = Selection()
 class QuantizedLinear(nn.Module):
     """Stands in for an `nn.Linear`; its state dict holds the quantized weight and its scale."""
 
+    largest: Callable[[Tensor], Tensor] | None = None  # `shared_scales` sets it where x is a part of an activation
+
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
@@ -33,7 +35,8 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantized_weight().linear(x, self.bias)
+        largest = None if self.largest is None else self.largest(x)
+        return self.quantized_weight().linear(x, self.bias, largest)
 
     def quantized_weight(self) -> QuantizedWeight:
         """The weight, where it is now."""

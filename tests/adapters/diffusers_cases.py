@@ -61,6 +61,18 @@ def compare(rank: int, world_size: int, *, mesh=None, num_heads=2, **settings) -
     return relative(images(parallel, **settings), expected), seen
 
 
+def quantized(rank: int, world_size: int, *, mesh, batch: int, scheme: str) -> tuple[float, float]:
+    """Error against the same quantized pipeline alone, and that one's own error."""
+    from para_core.adapters.diffusers_parallel import parallelize_pipe
+    from para_core.adapters.diffusers_quantization import quantize_pipe
+
+    settings = {"batch": batch, "steps": 1}
+    pipe = quantize_pipe(pipeline(), scheme)
+    exact, expected = images(pipeline(), **settings), images(pipe, **settings)
+    output = images(parallelize_pipe(pipe, mesh=mesh_of(mesh)), **settings)
+    return relative(output, expected), relative(expected, exact)
+
+
 def cached(
     rank: int, world_size: int, *, mesh, parallel_first: bool, batch: int = 1
 ) -> tuple[float, list[bool], torch.Tensor]:

@@ -1,0 +1,16 @@
+"""What the ranks of a mesh find out together."""
+
+import pytest
+import torch
+
+from para_core.attention import RankMesh
+from para_core.mesh_ranks import MeshRanks
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 1, 2), (1, 2, 2), (4, 1, 1)], ids=str)
+def test_largest_is_over_tokens_and_rows(gloo_ranks, shape):
+    assert gloo_ranks(4).run("mesh_cases.largest", shape=shape) == [[3.0, 0.0]] * 4
+
+
+def test_a_rank_alone_asks_nobody():
+    assert MeshRanks(RankMesh()).max(torch.tensor([2.0])).tolist() == [2.0]
