@@ -1,6 +1,7 @@
 """Compile Model on the launcher's ranks: as exact as on one device, compiled once, whatever comes between runs."""
 
 import pytest
+import torch
 from tiny_models import TINY_MODELS, build, fbcache, relative, sample
 from tiny_models.lora import lora
 
@@ -70,6 +71,26 @@ def test_a_lora_and_the_cache_compile_nothing_anew(compiled, launched):
         patcher = fbcache(launched(compiled(changed, backend="eager")), 100.0, **settings)
         assert relative(sample(patcher, FLUX, cfg=4.0), expected) <= EXACT
         assert report_of(patcher).compiled == ()
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "num_tokens"),
+    [("inductor", {"ring_degree": 2}, (9, 5)), ("eager", {"batch_parallel": "on"}, (7, 7))],
+    ids=["ring", "rows"],
+)
+def test_one_scale_for_all_ranks_inside_compiled_blocks(compiled, launched, backend, settings, num_tokens):
+    """The tolerance is that of test_quantized_blocks_compute_as_on_one_device, for its reasons."""
+    from para_core.adapters.comfy_quantization import apply_quantization
+
+    model, call = build(FLUX), {"cfg": 4.0, "num_tokens": num_tokens, "steps": 1}
+    quantized, _ = apply_quantization(model, "fp8_dynamic_per_tensor")
+    here = sample(quantized, FLUX, **call)
+    patcher = launched(compiled(quantized, fullgraph=True, backend=backend), **settings)
+    there = sample(patcher, FLUX, **call)
+    assert relative(there, here) <= 0.5 * relative(here, sample(model, FLUX, **call))
+    assert torch.equal(sample(patcher, FLUX, **call), there)
+    report = report_of(patcher)
+    assert report.uncompiled == {} and report.compiled == () and report.num_compilations
 
 
 @pytest.mark.parametrize(
