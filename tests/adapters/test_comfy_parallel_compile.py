@@ -74,18 +74,16 @@ def test_a_lora_and_the_cache_compile_nothing_anew(compiled, launched):
 
 
 @pytest.mark.parametrize(
-    ("backend", "settings", "num_tokens"),
-    [("inductor", {"ring_degree": 2}, (9, 5)), ("eager", {"batch_parallel": "on"}, (7, 7))],
-    ids=["ring", "rows"],
+    ("settings", "num_tokens"), [({"ring_degree": 2}, (9, 5)), ({"batch_parallel": "on"}, (7, 7))], ids=["ring", "rows"]
 )
-def test_one_scale_for_all_ranks_inside_compiled_blocks(compiled, launched, backend, settings, num_tokens):
+def test_one_scale_for_all_ranks_inside_compiled_blocks(compiled, launched, settings, num_tokens):
     """The tolerance is that of test_quantized_blocks_compute_as_on_one_device, for its reasons."""
     from para_core.adapters.comfy_quantization import apply_quantization
 
     model, call = build(FLUX), {"cfg": 4.0, "num_tokens": num_tokens, "steps": 1}
     quantized, _ = apply_quantization(model, "fp8_dynamic_per_tensor")
     here = sample(quantized, FLUX, **call)
-    patcher = launched(compiled(quantized, fullgraph=True, backend=backend), **settings)
+    patcher = launched(compiled(quantized, fullgraph=True, backend="eager"), **settings)
     there = sample(patcher, FLUX, **call)
     assert relative(there, here) <= 0.5 * relative(here, sample(model, FLUX, **call))
     assert torch.equal(sample(patcher, FLUX, **call), there)
