@@ -127,6 +127,16 @@ def test_quantized_blocks_compute_as_on_one_device(parallel, settings, num_token
     assert relative(there, here) <= (EXACT if scheme == "fp8_weight_only" else 0.5 * own_error)
 
 
+def test_reused_calls_leave_out_the_same_layers_on_every_rank(parallel):
+    """Rows apart: were a layer called on one rank only, it would wait there for the other's scale."""
+    model, reports = quantized(build(FLUX), "fp8_dynamic_per_tensor"), []
+    call = {"cfg": 4.0, "num_tokens": ROWS[1]}
+    for patcher in (model, parallel(model, **ROWS[0])):
+        assert sample(fbcache(patcher, 100.0, reports.append, max_consecutive_hits=2), FLUX, **call).isfinite().all()
+    here, there = (report for report in reports if report.finished)
+    assert there.num_block_calls == here.num_block_calls < here.num_block_calls_baseline
+
+
 def test_no_code_flips_where_nothing_is_added_up_in_another_order(parallel):
     """Ulysses computes each head as one device does. Where the other sums do not depend on the number of tokens either
     (the CPU's own affair), the whole run is bit-equal."""
