@@ -122,10 +122,11 @@ def _outer_sample(executor, noise, *args, **kwargs):
     _refuse_attention(meshes, noise)
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
     unload(model)
-    names = session.prepared.model(model)
     memory = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)[0] / mesh.world_size
-    loaded = session.group.connected and session.on_devices == names["model"]
-    make_room(model, session, loaded=loaded, memory=memory)
+    there = session.prepared.built_as(model) if session.group.connected else None
+    # Before the ranks build it: some of the host's loaders put a model on the device at once.
+    make_room(model, session, loaded=there is not None and there == session.on_devices, memory=memory)
+    names = session.prepared.model(model)
     twin = session.twin = twin_of(model, session.forward, num_ranks=session.world_size)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
     session.start_run({**names, "memory": memory}, meshes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from torch import nn
 
 from ..workers import Shared
 from .comfy_bare_modules import is_dynamic
-from .comfy_quantization import quantized_weights
+from .comfy_quantization import quantized_layers, quantized_weights
 from .comfy_rank_models import quantized_to
 from .comfy_stand_in import DIFFUSION_MODEL
 from .comfy_travel import pack_module, pack_to_send, recipe_of
@@ -26,12 +27,21 @@ Ask = Callable[[str, Mapping], object]  # (method, payload) -> the answer of the
 class Built:
     """A model that the ranks have. owner: the host's; dead: nobody will ask for it again.
 
-    private_bytes: of weights that every rank holds for itself. variant: with which LoRAs and quantized weights.
+    private_bytes: of weights that every rank holds for itself. sent: bytes of those that the ranks share but the host
+    has once more, by the method that brought them. quantization, variant: with which quantized weights, and which LoRAs
+    on them; None where that is not known.
     """
 
     owner: weakref.ref
     private_bytes: int
+    sent: dict[str, int]
+    quantization: str | None = ""
     variant: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What forgetting it frees, at least."""
+        return self.private_bytes + sum(self.sent.values())
 
 
 class Prepared:
@@ -53,25 +63,48 @@ class Prepared:
         A model that they have already costs nothing; one that differs in its LoRAs only costs sending those.
         """
         recipe = recipe_of(model)
-        name = self._name(model.model.diffusion_model) if recipe is None else recipe[0]
-        names = {"model": name, "variant": str(model.patches_uuid)}
+        name = self._name(model, recipe)
         self._make_room(name, model)
         if name not in self._built:
             self._latest = None  # ranks that are lost now come back empty
-            answer = self._ask("load", {"model": name, "keep": list(self._built), **_source(model, recipe)})
-            self._built[name] = Built(weakref.ref(model.model), answer["private_bytes"])
+            source = _source(model, recipe)
+            answer = self._ask("load", {"model": name, "keep": list(self._built), **source})
+            sent = {"load": source["tensors"].num_bytes}
+            self._built[name] = Built(weakref.ref(model.model), answer["private_bytes"], sent)
         built, self._latest = self._built[name], weakref.ref(model)
         built.owner = weakref.ref(model.model)
+        self._quantize(name, built, model)
+        return self._patch(name, built, model)
+
+    def built_as(self, model: ModelPatcher) -> str | None:
+        """What names `model` on the ranks, where they have it with these quantized weights, whatever its LoRAs."""
+        name = self._name(model, recipe_of(model))
+        there = name in self._built and self._built[name].quantization == self._quantization(model)
+        return name if there else None
+
+    def _quantize(self, name: str, built: Built, model: ModelPatcher) -> None:
+        quantization = self._quantization(model)
+        if built.quantization == quantization:
+            return
+        layers, tensors = quantized_to(quantized_weights(model))
+        payload = {"model": name, "quantization": quantization, "layers": layers, "tensors": Shared(tensors)}
+        # Of what the ranks drop for it they have nothing left, also where this is cancelled or fails.
+        built.quantization = built.variant = None
+        self._ask("quantize", payload)
+        built.quantization, built.sent["quantize"] = quantization, payload["tensors"].num_bytes
+
+    def _patch(self, name: str, built: Built, model: ModelPatcher) -> dict:
+        names = {"model": name, "variant": str(model.patches_uuid)}
         if built.variant != names["variant"]:
             payload = names | _patch_payload(model)
-            built.variant = None  # the ranks drop the former one, also where this is cancelled or fails
-            self._ask("patch", payload)
+            built.variant = None  # as above
+            built.private_bytes = self._ask("patch", payload)["private_bytes"]
             built.variant = names["variant"]
         return names
 
     def vae(self, vae: ModelPatcher) -> dict:
         """The same for a VAE's patcher: the ranks have the model of one VAE, beside the diffusion models."""
-        name = self._name(vae.model)
+        name = self._name_of_module(vae.model)
         there = None if self._vae is None else self._vae()
         if there is None or there.model is not vae.model:
             payload = {"model": name, **_module_payload(vae.model, vae)}
@@ -90,19 +123,27 @@ class Prepared:
         if vae is not None:
             self.vae(vae)
 
-    def _name(self, module: nn.Module) -> str:
+    def _name(self, model: ModelPatcher, recipe: tuple[str, bytes] | None) -> str:
+        return self._name_of_module(model.model.diffusion_model) if recipe is None else recipe[0]
+
+    def _name_of_module(self, module: nn.Module) -> str:
         return self._names.setdefault(module, uuid.uuid4().hex)
+
+    def _quantization(self, model: ModelPatcher) -> str:
+        """What tells these quantized weights from others; clones with other LoRAs share them. Empty without any."""
+        layers = [f"{path} {self._name_of_module(layer)}" for path, layer in sorted(quantized_layers(model).items())]
+        return hashlib.sha256("\n".join(layers).encode()).hexdigest() if layers else ""
 
     def _make_room(self, name: str, model: ModelPatcher) -> None:
         """Have the ranks forget what the host has dropped, and copies of weights where the next model needs the memory.
 
-        Weights in memory that all share stay: the pages of a file, and what the host itself has.
+        Weights in the pages of a file stay.
         """
         leaving = [other for other, built in self._built.items() if other != name and built.owner() is None]
         if name not in self._built:
             free = comfy.model_management.get_free_memory(torch.device("cpu"))
             if free < self._num_ranks * model.model_size():
-                leaving += [other for other, built in self._built.items() if built.private_bytes]
+                leaving += [other for other, built in self._built.items() if built.num_bytes]
         if leaving:
             for other in leaving:
                 self._built.pop(other, None)
@@ -111,7 +152,7 @@ class Prepared:
 
 def _source(model: ModelPatcher, recipe: tuple[str, bytes] | None) -> dict:
     if recipe is not None:
-        return {"recipe": recipe[1], "module": b"", "tensors": []}
+        return {"recipe": recipe[1], "module": b"", "tensors": Shared([])}
     return {"recipe": None, **_module_payload(model.model.diffusion_model, model)}
 
 
@@ -126,7 +167,6 @@ def _patch_payload(model: ModelPatcher) -> dict:
     packed, tensors = pack_to_send(own, "a LoRA or another patch of the weights", "Remove it")
     return {
         "patches": packed,
-        "patch_tensors": tensors,
-        "quantized": quantized_to(quantized_weights(model)),
+        "patch_tensors": Shared(tensors),
         "force_cast_weights": model.force_cast_weights,
     }

@@ -68,17 +68,21 @@ def quantization_reports(model: ModelPatcher) -> tuple[QuantizationReport, ...]:
     return model.get_attachment(KEY) or ()
 
 
+def quantized_layers(model: ModelPatcher) -> dict[str, QuantizedLinear]:
+    """The layers that stand in for the model's own, by path; clones share them."""
+    return {path: layer for path, layer in model.object_patches.items() if isinstance(layer, QuantizedLinear)}
+
+
 def quantized_weights(model: ModelPatcher) -> dict[str, QuantizedWeight]:
     """The quantized weights of a MODEL by layer name, without LoRAs; for a file, or for other processes."""
     found: dict[str, QuantizedWeight] = {}
-    for path, layer in model.object_patches.items():
-        if isinstance(layer, QuantizedLinear):
-            backup = model.backup.get(f"{path}.weight")
-            # Not pristine in the layer while a LoRA is merged; then the host has kept it.
-            merged = backup is not None and comfy.utils.get_attr(model.model, path) is layer
-            found[path.removeprefix(DIFFUSION_MODEL)] = (
-                layer.quantized_weight() if not merged else layer.quantized_weight(backup.weight)
-            )
+    for path, layer in quantized_layers(model).items():
+        backup = model.backup.get(f"{path}.weight")
+        # Not pristine in the layer while a LoRA is merged; then the host has kept it.
+        merged = backup is not None and comfy.utils.get_attr(model.model, path) is layer
+        found[path.removeprefix(DIFFUSION_MODEL)] = (
+            layer.quantized_weight() if not merged else layer.quantized_weight(backup.weight)
+        )
     return found
 
 

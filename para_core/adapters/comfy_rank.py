@@ -39,6 +39,7 @@ class Service:
         """context: the rank's place in the group (rank, world_size, device), as para_core.workers gives it."""
         self.context = context
         self._models: dict[str, ModelPatcher] = {}
+        self._quantized: dict[str, tuple[str, ModelPatcher]] = {}  # of models, by what the server calls it
         self._variants: dict[tuple[str, str], ModelPatcher] = {}
         self._meshes: dict[tuple[int, int, int], RankMesh] = {}
         self._vae: tuple[str, ModelPatcher] | None = None
@@ -81,19 +82,18 @@ class Service:
         return {"private_bytes": private_bytes(self._models[name])}
 
     def forget(self, payload: Mapping) -> None:
-        """Free these models, here and on the device; they end a run of theirs."""
+        """Free these models, here and on the device."""
         import comfy.model_management
 
         from .comfy_unload import unload
 
         for name in payload["models"]:
-            if self._run_of == name:
-                self._end_run()
+            self._drop_variants(name)
+            self._quantized.pop(name, None)
             if name in self._models:
                 unload(self._models.pop(name))
-            for kept in (self._variants, self._compilations):
-                for key in [key for key in kept if key[0] == name]:
-                    del kept[key]
+            for key in [key for key in self._compilations if key[0] == name]:
+                del self._compilations[key]
         if payload["models"]:
             comfy.model_management.soft_empty_cache()
 
@@ -122,15 +122,39 @@ class Service:
         comfy.model_management.soft_empty_cache()  # as after a run
         return {"images": images}
 
-    def patch(self, payload: Mapping) -> None:
-        """Make a variant of a loaded model: with quantized weights, then with LoRAs; others of its kind are dropped."""
+    def quantize(self, payload: Mapping) -> None:
+        """Give a loaded model these quantized weights in the place of others; without any, its own."""
+        from .comfy_rank_models import with_quantized
+
+        name, quantization = payload["model"], payload["quantization"]
+        if self._quantized.get(name, ("", None))[0] == quantization:
+            return
+        self._drop_variants(name)
+        self._quantized.pop(name, None)
+        if payload["layers"]:
+            quantized = with_quantized(self._models[name], payload["layers"], payload["tensors"])
+            self._quantized[name] = quantization, quantized
+
+    def patch(self, payload: Mapping) -> dict:
+        """Make a variant of a loaded model, quantized or not, with LoRAs; others of its kind are dropped."""
         from .comfy_rank_models import with_patches
+        from .comfy_shared_weights import private_bytes
 
         name = payload["model"], payload["variant"]
         if name not in self._variants:
-            for other in [key for key in self._variants if key[0] == name[0]]:
-                del self._variants[other]
-            self._variants[name] = with_patches(self._models[name[0]], payload)
+            self._drop_variants(name[0])
+            _, model = self._quantized.get(name[0], ("", self._models[name[0]]))
+            self._variants[name] = with_patches(model, payload)
+        return {"private_bytes": private_bytes(self._variants[name])}
+
+    def _drop_variants(self, model: str) -> None:
+        """And let go of their weights on the device; they end a run of theirs."""
+        from .comfy_unload import unload
+
+        if self._run_of == model:
+            self._end_run()
+        for key in [key for key in self._variants if key[0] == model]:
+            unload(self._variants.pop(key))
 
     def begin(self, payload: Mapping) -> None:
         """Start a sampling run: load the variant onto this rank's device, and set the run's accelerations up."""

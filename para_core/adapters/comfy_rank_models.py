@@ -15,7 +15,7 @@ from ..quantization import QuantizedWeight
 from ..quantization_scheme import SCHEMES
 from .comfy_quantization import with_quantized_weights
 from .comfy_quantized_model import load_quantized_model
-from .comfy_shared_weights import SharingPatcher, TakingOver, in_mapped_files
+from .comfy_shared_weights import SharingPatcher, TakingOver, in_mapped_files, share_exchanged
 from .comfy_travel import QUANTIZED_FILE, unpack
 
 
@@ -50,28 +50,32 @@ def from_module(packed: bytes, tensors: list[Tensor], device: torch.device) -> M
     return SharingPatcher.of(patcher, [(parameter, parameter.detach()) for parameter in model.parameters()])
 
 
+def with_quantized(model: ModelPatcher, layers: Mapping[str, Mapping], tensors: list[Tensor]) -> ModelPatcher:
+    """A clone with the server's quantized weights, in memory that all ranks of a machine share."""
+    clone = with_quantized_weights(model, quantized_from(layers, tensors))
+    share_exchanged(clone, tensors)
+    return clone
+
+
 def with_patches(model: ModelPatcher, payload: Mapping) -> ModelPatcher:
-    """A clone with the server's quantized weights and LoRAs, which are applied as the host itself applies them."""
+    """A clone with the server's LoRAs, which are applied as the host itself applies them."""
     clone = model.clone()
-    if payload["quantized"]:
-        clone = with_quantized_weights(clone, quantized_from(payload["quantized"]))
     clone.patches = unpack(payload["patches"], payload["patch_tensors"])
     clone.force_cast_weights = payload["force_cast_weights"]
     clone.patches_uuid = uuid.uuid4()
     return clone
 
 
-def quantized_from(layers: Mapping[str, Mapping]) -> dict[str, QuantizedWeight]:
+def quantized_to(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, dict], list[Tensor]]:
+    """Quantized weights as plain data, and their tensors: of each layer the data and the scale."""
+    layers = {name: {"scheme": weight.scheme.name, "shape": list(weight.shape)} for name, weight in weights.items()}
+    return layers, [tensor for weight in weights.values() for tensor in (weight.data, weight.scale)]
+
+
+def quantized_from(layers: Mapping[str, Mapping], tensors: list[Tensor]) -> dict[str, QuantizedWeight]:
     """Undo `quantized_to`."""
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
     return {
-        name: QuantizedWeight(SCHEMES[layer["scheme"]], layer["data"], layer["scale"], tuple(layer["shape"]))
-        for name, layer in layers.items()
-    }
-
-
-def quantized_to(weights: Mapping[str, QuantizedWeight]) -> dict[str, dict]:
-    """Quantized weights as plain data and tensors."""
-    return {
-        name: {"scheme": weight.scheme.name, "data": weight.data, "scale": weight.scale, "shape": list(weight.shape)}
-        for name, weight in weights.items()
+        name: QuantizedWeight(SCHEMES[layer["scheme"]], *pair, tuple(layer["shape"]))
+        for (name, layer), pair in zip(layers.items(), pairs, strict=True)
     }

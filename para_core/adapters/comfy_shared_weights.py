@@ -127,18 +127,42 @@ class SharingPatcher(ModelPatcher):
                 comfy.utils.set_attr_param(module, name, tensor)
 
 
+def share_exchanged(patcher: ModelPatcher, tensors: Iterable[Tensor]) -> None:
+    """Have the layers that this patcher exchanges go back to shared memory too. tensors: what lies there of them."""
+    if isinstance(patcher, SharingPatcher):
+        shared = {tensor.data_ptr() for tensor in (*tensors, *(place.tensor for place in patcher.places))}
+        patcher.places += tuple(place for place in _exchanged(patcher) if place.tensor.data_ptr() in shared)
+
+
 def private_bytes(patcher: ModelPatcher) -> int:
-    """Of its weights, what this process alone holds."""
-    whole = sum(tensor.nbytes for tensor in patcher.model.state_dict().values())
-    return whole - sum(place.tensor.nbytes for place in getattr(patcher, "places", ()))
+    """Of its weights, what this process alone holds beside the device: also those that others stand in for."""
+    shared = {(id(place.module), place.name) for place in getattr(patcher, "places", ())}
+    weights = [*_parameters("", patcher.model), *_exchanged(patcher)]
+    kept = [one for one in weights if (id(one.module), one.name) not in shared]
+    used = {one.key: one for one in weights}
+    # Where the host computes in the memory that it loads from, LoRAs are merged into copies there.
+    merged = patcher.patches.keys() & used.keys() if patcher.load_device == patcher.offload_device else ()
+    return sum(one.tensor.nbytes for one in (*kept, *(used[key] for key in merged)))
+
+
+def _exchanged(patcher: ModelPatcher) -> Iterator[Place]:
+    """Of the modules that a patcher puts into its model while that is loaded."""
+    for path, layer in patcher.object_patches.items():
+        if isinstance(layer, nn.Module):
+            yield from _parameters(path, layer)
+
+
+def _parameters(path: str, module: nn.Module) -> Iterator[Place]:
+    for inner, owner in module.named_modules(prefix=path):
+        for name, parameter in owner.named_parameters(recurse=False):
+            yield Place(owner, name, f"{inner}.{name}", parameter)
 
 
 def _places(model: nn.Module, sources: Iterable[Source]) -> Iterator[Place]:
     tensors = {id(parameter): tensor for parameter, tensor in sources}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if (tensor := tensors.get(id(parameter))) is not None:
-                yield Place(module, name, f"{path}.{name}", tensor)
+    for module, name, key, parameter in _parameters("", model):
+        if (tensor := tensors.get(id(parameter))) is not None:
+            yield Place(module, name, key, tensor)
 
 
 def in_mapped_files(sources: Iterable[Source]) -> list[Source]:

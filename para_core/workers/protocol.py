@@ -40,6 +40,11 @@ class Shared:
 
     tensors: list[torch.Tensor]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the block, but for gaps between its tensors."""
+        return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in self.tensors}.values())
+
 
 @dataclass
 class Block:

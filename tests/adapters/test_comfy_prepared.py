@@ -30,7 +30,7 @@ def failing_on_the_rank(group, method):
     from para_core.adapters import comfy_rank_models
     from para_core.workers import WorkerError
 
-    builder = {"patch": "with_patches", "load_vae": "from_module"}[method]
+    builder = {"quantize": "with_quantized", "patch": "with_patches", "load_vae": "from_module"}[method]
     original, make = group.call, getattr(comfy_rank_models, builder)
 
     def fails(*args):
@@ -71,6 +71,21 @@ def test_a_variant_that_was_left_half_way(elsewhere, before, ends):
 
 
 @ENDS
+def test_a_quantization_that_was_left_half_way(elsewhere, ends):
+    from para_core.adapters.comfy_quantization import apply_quantization
+
+    model = lora(build(FLUX), 0.5)
+    quantized, _ = apply_quantization(model, "int8_weight_only")
+    wired = [elsewhere(model), elsewhere(quantized)]
+    expected = [sample(model, FLUX), sample(quantized, FLUX)]
+    sample(wired[0], FLUX)
+    with ends(elsewhere.group, "quantize"):
+        sample(wired[1], FLUX)
+    for one, result in zip(wired, expected, strict=True):
+        assert torch.equal(sample(one, FLUX), result)
+
+
+@ENDS
 def test_a_vae_that_was_left_half_way(elsewhere, ends):
     """What the ranks have of a VAE is not what was asked for before."""
     from comfy.model_patcher import ModelPatcher
@@ -85,3 +100,42 @@ def test_a_vae_that_was_left_half_way(elsewhere, ends):
         name, patcher = service._vae
         assert names == {"model": name}
         assert torch.equal(patcher.model.diffusion_model.weight, vae.model.weight)
+
+
+def sent_to(group):
+    """Collects what goes to the ranks from now on: (method, bytes of the message, bytes that all of them map)."""
+    from para_core.workers.protocol import Message
+
+    original, sent = group.call, []
+
+    def call(method, payload, **settings):
+        message = Message(payload)
+        sent.append((method, message.size, sum(block.size for block in message.shared)))
+        return original(method, payload, **settings)
+
+    group.call = call
+    return sent
+
+
+def test_another_lora_brings_no_quantized_weights_again(elsewhere):
+    """They go to the ranks once for a model, and for a quantization of it, all of it in memory that the ranks share."""
+    from para_core.adapters.comfy_quantization import apply_quantization
+
+    model, sent = build(FLUX), sent_to(elsewhere.group)
+    quantized, report = apply_quantization(model, "int8_weight_only")
+    other, _ = apply_quantization(model, "int8_weight_only")
+
+    def prepares(wired) -> dict:
+        sent.clear()
+        sample(wired, FLUX, steps=1)
+        assert all(size < 100_000 for method, size, _ in sent if method != "forward"), "weights in a message are copied"
+        return {method: shared for method, _, shared in sent if method in ("load", "quantize", "patch")}
+
+    first = prepares(elsewhere(lora(quantized, 0.7)))
+    lora_bytes = first["patch"]
+    assert first["quantize"] == pytest.approx(report.bytes_after, rel=0.05) and lora_bytes > 0
+    assert prepares(elsewhere(lora(quantized, 0.6))) == {"patch": lora_bytes}
+    assert prepares(elsewhere(quantized)) == {"patch": 0}
+    assert prepares(elsewhere(other)) == {"quantize": first["quantize"], "patch": 0}
+    assert prepares(elsewhere(model)) == {"quantize": 0, "patch": 0}
+    assert prepares(elsewhere(lora(model, 0.6))) == {"patch": lora_bytes}

@@ -233,18 +233,39 @@ def test_what_the_ranks_have_on_their_devices_is_known(elsewhere, monkeypatch):
     import comfy.model_management
 
     from para_core.adapters import comfy_parallel
+    from para_core.adapters.comfy_quantization import apply_quantization
 
     asked, model = [], elsewhere(build(FLUX))
+
     monkeypatch.setattr(comfy_parallel, "make_room", lambda *args, loaded, memory: asked.append(loaded))
     for _ in range(2):
         sample(model, FLUX, steps=1)
     sample(lora(model, 0.5), FLUX, steps=1)
+    quantized, _ = apply_quantization(model, "int8_weight_only")
+    for _ in range(2):
+        sample(quantized, FLUX, steps=1)
+    sample(model, FLUX, steps=1)
     comfy.model_management.unload_all_models()
     sample(model, FLUX, steps=1)
     leaves = elsewhere(build(FLUX), keep_loaded=False)
     for _ in range(2):
         sample(leaves, FLUX, steps=1)
-    assert asked == [False, True, True, False, False, False]
+    assert asked == [False, True, True, False, True, False, False, False, False]
+
+
+def test_room_is_made_before_the_ranks_build_a_model(elsewhere, monkeypatch):
+    from para_core.adapters import comfy_parallel
+
+    done = elsewhere.group.calls
+    monkeypatch.setattr(comfy_parallel, "make_room", lambda *args, **settings: done.append("make_room"))
+    sample(elsewhere(lora(build(FLUX), 0.5)), FLUX, steps=1)
+    assert [call for call in done if call not in ("forward", "end")] == [
+        "make_room",
+        "configure",
+        "load",
+        "patch",
+        "begin",
+    ]
 
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads of its memory in /proc"),
 ]
 LARGE = replace(FLUX, title="large", unet_config=FLUX.unet_config | {"hidden_size": 512, "num_heads": 4})  # 128 MB
-ACTIVATIONS = 4 << 20  # of one rank, more for the larger model
+ACTIVATIONS = 8 << 20  # of one rank, more for the larger model; also an int8 weight as float32
 
 
 def saved(tiny, file: Path, *, aligned: bool = True) -> Path:
@@ -179,12 +179,52 @@ def test_weights_of_a_module_are_where_the_server_put_them():
     assert {parameter.data_ptr() for parameter in there.model.parameters()} == originals
 
 
-def test_two_ranks_hold_a_checkpoint_once(groups, tmp_path):
+def quantized_on_a_rank(here):
+    """int8 weights as a rank gets them; the tensors with which they came."""
+    from para_core.adapters.comfy_quantization import apply_quantization, quantized_weights
+    from para_core.adapters.comfy_rank_models import from_module, quantized_to, with_quantized
+    from para_core.adapters.comfy_travel import pack
+
+    layers, tensors = quantized_to(quantized_weights(apply_quantization(here, "int8_weight_only")[0]))
+    base = from_module(*pack(here.model.diffusion_model), torch.device("cpu"))
+    return with_quantized(base, layers, tensors), tensors
+
+
+@pytest.mark.parametrize("strength", [None, 0.5], ids=["plain", "lora"])
+def test_quantized_weights_are_where_the_server_put_them(strength):
+    """Also once they have been on a device, which in this test keeps no values."""
+    there, tensors = quantized_on_a_rank(build(FLUX))
+    model = there.clone() if strength is None else lora(there, strength)
+    model.patch_model(load_weights=False)
+    model.load(torch.device("meta"), lowvram_model_memory=1e32)
+    layers = list(there.object_patches.values())
+    assert layers and all(parameter.is_meta for layer in layers for parameter in layer.parameters())
+    model.unpatch_model(torch.device("cpu"))
+    assert [layer.weight.data_ptr() for layer in layers] == [tensor.data_ptr() for tensor in tensors[::2]]
+    for layer, data, scale in zip(layers, tensors[::2], tensors[1::2], strict=True):
+        weight = layer.quantized_weight()
+        assert torch.equal(weight.data, data) and torch.equal(weight.scale, scale)
+
+
+def test_what_a_rank_holds_for_itself_is_known():
+    """Weights that are neither of a file nor of the server, and copies with a LoRA in them."""
+    from para_core.adapters.comfy_shared_weights import private_bytes
+
+    there, _ = quantized_on_a_rank(build(FLUX))
+    assert private_bytes(there) == 0
+    merged = [there.object_patches[f"diffusion_model.{name}"].weight.nbytes for name in NAMES]
+    assert private_bytes(lora(there, 0.5)) == sum(merged) > 0
+    assert private_bytes(build(FLUX)) == size_of(build(FLUX))
+
+
+@pytest.mark.parametrize("scheme", [None, "int8_weight_only"], ids=["plain", "int8"])
+def test_two_ranks_hold_a_checkpoint_once(groups, tmp_path, scheme):
     """In the place of a smaller one, which has paid for whatever else a first run costs.
 
     Of a file, or of a module in ComfyUI 0.3, whose loaders leave no recipe.
     """
     from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.adapters.comfy_quantization import apply_quantization
     from para_core.parallel_config import ParallelConfig
 
     config = ParallelConfig(("cpu", "cpu"))
@@ -192,9 +232,13 @@ def test_two_ranks_hold_a_checkpoint_once(groups, tmp_path):
     def memory_with(tiny) -> tuple[int, int]:
         """PSS of the ranks with this model in them, and its own size."""
         model = build(tiny) if host_version() < (0, 33) else loaded(saved(tiny, tmp_path / f"{tiny.title}.safetensors"))
+        size = size_of(model)
+        if scheme is not None:
+            model, report = apply_quantization(model, scheme)
+            size -= report.bytes_before - report.bytes_after
         result = sample(apply_parallel(model, config, groups.session), tiny, steps=1)
         assert relative(result, sample(model, tiny, steps=1)) <= 1e-6
-        return pss(rank["pid"] for rank in groups.session(config).group.state()["ranks"]), size_of(model)
+        return pss(rank["pid"] for rank in groups.session(config).group.state()["ranks"]), size
 
     (before, small), (after, large) = memory_with(FLUX), memory_with(LARGE)
     assert after - before <= 1.15 * (large - small) + 2 * ACTIVATIONS
