@@ -19,14 +19,14 @@ class ParallelVAEDecode(io.ComfyNode):
             display_name="Parallel VAE Decode",
             category="para",
             description="Decodes one image or video on several GPUs: each computes a part of the picture, without "
-            "seams. Uses the processes of a Context-Parallel Launcher with the same devices.",
+            "seams. Uses the processes of a Context-Parallel Launcher, as long as nothing else is chosen.",
             search_aliases=["multi gpu", "vae decode", "distributed vae", "tiled"],
             inputs=[
                 io.Latent.Input("samples", tooltip="The latent to decode."),
                 io.Vae.Input("vae", tooltip="The VAE that decodes it."),
                 rank_inputs.num_devices(
-                    "How many devices decode together. More: faster and less memory on each. 0: all of this machine. "
-                    "1: decodes as VAE Decode does."
+                    "How many devices decode together. More: faster and less memory on each. 0, and everything below "
+                    "as it is: the processes that are there, else all of this machine. 1: decodes as VAE Decode does."
                 ),
                 rank_inputs.devices(),
                 rank_inputs.backend(),
@@ -41,10 +41,13 @@ class ParallelVAEDecode(io.ComfyNode):
         address, latent = attach_to.strip(), samples["samples"]
         if getattr(latent, "is_nested", False):
             latent = latent.unbind()[0]
-        chosen = rank_inputs.requested_devices(num_devices, devices, address)
-        config = ParallelConfig(chosen, backend=backend, attach_to=address)
+        by_default = not (num_devices or devices.strip() or address) and backend == "auto"
+        config = GROUPS.running() if by_default else None
+        if config is None:
+            chosen = rank_inputs.requested_devices(num_devices, devices, address)
+            config = ParallelConfig(chosen, backend=backend, attach_to=address)
         listener = partial(send_notice, cls.hidden.unique_id)
-        if len(chosen) == 1:
+        if len(config.devices) == 1:
             check_alone(config, devices, vae.device)
             images = vae.decode(latent)
             listener(ParallelNotice("decoded_alone"))

@@ -13,15 +13,20 @@ NOTICES = {
     "decoded": "Decoded on {num_ranks} ranks.",
     "decoded_in_tiles": "Decoded on {num_ranks} ranks, in tiles: one of them ran out of memory.",
 }
+REPLACED = "Ended the processes on {devices}, which use some of the same devices."
 
 
 @dataclass(frozen=True)
 class ParallelNotice:
-    """One of NOTICES. mesh: how the ranks share a model call, in words; empty where they do not."""
+    """One of NOTICES. mesh: how the ranks share a model call, in words; empty where they do not.
+
+    replaced: devices whose processes were ended to start these.
+    """
 
     kind: str
     num_ranks: int = 1
     mesh: str = ""
+    replaced: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in NOTICES:
@@ -29,4 +34,6 @@ class ParallelNotice:
 
     def text(self) -> str:
         """One line in English."""
-        return NOTICES[self.kind].format(num_ranks=self.num_ranks, mesh=self.mesh)
+        text = NOTICES[self.kind].format(num_ranks=self.num_ranks, mesh=self.mesh)
+        ended = REPLACED.format(devices=", ".join(self.replaced))
+        return f"{text.removesuffix('.')}. {ended}" if self.replaced else text

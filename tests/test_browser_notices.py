@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from para_core.parallel_notice import NOTICES, ParallelNotice
+from para_core.parallel_notice import NOTICES, REPLACED, ParallelNotice
 
 PARALLEL = json.loads(
     (Path(__file__).absolute().parent.parent / "workflows" / "para_demo_parallel.json").read_text(encoding="utf-8")
@@ -59,14 +59,14 @@ SAID = {
         r"weight error 0\.\d\d% \(relative L2\)\n13 left: modulation, norms, embedders\n"
         r"8 left: outside the blocks\nweight only: less memory, not faster",
         LAUNCHER: "2 ranks: batch 1 × ring [12] × Ulysses [12]",
-        DECODER: "One device: decoded as VAE Decode does.",
+        DECODER: "Decoded on 2 ranks.",
     },
     "zh": {
         FP8: rf"int8_weight_only：量化 \d+ 层，保留 \d+ 层\n{SIZE} → {SIZE}（0\.\d\d）\n"
         r"权重误差 0\.\d\d%（相对 L2）\n保留 13 层：调制、归一化与嵌入层\n"
         r"保留 8 层：在块之外\n仅量化权重：节省内存，不加快速度",
         LAUNCHER: "2 个进程：批次 1 × 环形 [12] × Ulysses [12]",
-        DECODER: "只有一个设备：与 VAE 解码相同。",
+        DECODER: "由 2 个进程解码。",
     },
 }
 REPORT = {
@@ -125,11 +125,17 @@ def test_every_notice_has_its_words(interface, tmp_path):
         text = page.evaluate(SEEN, LAUNCHER)["text"]
         assert text.endswith(("。", "批次 1 × 环形 3 × Ulysses 1")), text
         assert set(re.findall("[A-Za-z]{2,}", text)) <= {"VAE", "Ulysses"}, text
+    page.evaluate(SEND, ["para.parallel", {"node": node, **vars(notice), "replaced": ["cuda:0", "cuda:1"]}])
+    assert (
+        page.evaluate(SEEN, LAUNCHER)["text"] == f"{text}\n已结束 cuda:0、cuda:1 上的进程，因为它们使用了其中的设备。"
+    )
+    page.evaluate(SEND, ["para.parallel", {"node": node, **vars(notice)}])
     page.evaluate(SEND, ["para.parallel", {"node": node, "workflow": "another", **vars(ParallelNotice("not_asked"))}])
     assert page.evaluate(SEEN, LAUNCHER)["text"] == text
+    said = NOTICES | {"replaced": REPLACED}
     english = page.evaluate("async () => (await import('/extensions/para-accelerate/report_words.js')).wordsOf('en')")
-    assert {kind: english[kind] for kind in NOTICES} == {
-        kind: text.replace("num_ranks", "count") for kind, text in NOTICES.items()
+    assert {kind: english[kind] for kind in said} == {
+        kind: text.replace("num_ranks", "count") for kind, text in said.items()
     }
 
 

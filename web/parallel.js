@@ -9,8 +9,8 @@ import { NodePanels } from "./node_panels.js"
 import { wordsOf } from "./report_words.js"
 
 /**
- * @typedef {import("./node_panels.js").Sender & { kind: string, num_ranks: number, mesh: string }} NoticeEvent
- *   ParallelNotice of para_core/parallel_notice.py
+ * @typedef {import("./node_panels.js").Sender & { kind: string, num_ranks: number, mesh: string, replaced: string[] }}
+ *   NoticeEvent ParallelNotice of para_core/parallel_notice.py
  */
 
 const WARNINGS = ["not_asked", "decoded_in_tiles"]
@@ -26,7 +26,9 @@ app.registerExtension({
 })
 
 /** @param {NoticeEvent} event @param {string} locale @returns {import("./lines_panel.js").Line[]} */
-function linesOf({ kind, num_ranks: count, mesh }, locale) {
-  const line = fill(wordsOf(locale)[kind], { count, mesh: arrangement(mesh, locale) })
-  return [WARNINGS.includes(kind) ? { notice: line } : line]
+function linesOf({ kind, num_ranks: count, mesh, replaced }, locale) {
+  const words = wordsOf(locale)
+  const line = fill(words[kind], { count, mesh: arrangement(mesh, locale) })
+  const ended = replaced.length ? [{ notice: fill(words.replaced, { devices: replaced.join(words.listed) }) }] : []
+  return [WARNINGS.includes(kind) ? { notice: line } : line, ...ended]
 }

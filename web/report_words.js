@@ -33,6 +33,7 @@ const WORDS = {
     decoded_alone: "One device: decoded as VAE Decode does.",
     decoded: "Decoded on {count} ranks.",
     decoded_in_tiles: "Decoded on {count} ranks, in tiles: one of them ran out of memory.",
+    replaced: "Ended the processes on {devices}, which use some of the same devices.",
   },
   zh: {
     fbcache: "首块缓存 (FBCache)",
@@ -60,6 +61,7 @@ const WORDS = {
     decoded_alone: "只有一个设备：与 VAE 解码相同。",
     decoded: "由 {count} 个进程解码。",
     decoded_in_tiles: "由 {count} 个进程分块解码：其中一个内存不足。",
+    replaced: "已结束 {devices} 上的进程，因为它们使用了其中的设备。",
   },
 }
 

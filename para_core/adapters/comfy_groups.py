@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -15,7 +16,8 @@ SERVICE = "para_core.adapters.comfy_rank:Service"
 
 
 class Groups:
-    """At most one group that was started here (two would hold two copies of a model), and those attached to.
+    """Those that were started here, none of which shares a device with another (two would hold two copies of a model
+    there), and those attached to. Ranks on the CPU share it with all others there.
 
     Lives as long as the server; the groups themselves end with it.
     """
@@ -28,15 +30,26 @@ class Groups:
     def session(self, config: ParallelConfig) -> Session:
         """What the group for these devices holds; starts or attaches to it where that has not been done, or it is dead.
 
-        Takes seconds then; cancel in the interface ends the waiting. Raises WorkerError where a group does not start.
+        Takes seconds then, and ends the groups that share a device with the new one; `Session.replaced` names what they
+        ran on, until the next call. Cancel in the interface ends the waiting. Raises WorkerError where a group does not
+        start.
         """
         key = config.group
         with self._lock:
-            found = self._sessions.get(key)
+            found, replaced = self._sessions.pop(key, None), ()
             if found is None or not found.group.alive:
-                self._close(lambda other: other == key or not (other[0] or config.attach_to))
-                found = self._sessions[key] = Session(self._start(config))
+                if found is not None:
+                    found.group.close()
+                replaced = self._close(lambda other: not (other[0] or config.attach_to) and set(other[1]) & set(key[1]))
+                found = Session(self._start(config))
+            found.replaced = replaced
+            self._sessions[key] = found  # the latest is the last
         return found
+
+    def running(self) -> ParallelConfig | None:
+        """That of the group that was used last and is still there; None where there is none."""
+        alive = [key for key, session in list(self._sessions.items()) if session.group.alive]
+        return ParallelConfig(alive[-1][1], attach_to=alive[-1][0]) if alive else None
 
     def state(self) -> list[dict]:
         """What a person is shown of each group; see `WorkerGroup.state`."""
@@ -52,9 +65,14 @@ class Groups:
         with self._lock:
             self._close(lambda key: True)
 
-    def _close(self, which) -> None:
+    def _close(self, which: Callable[[tuple], bool]) -> tuple[str, ...]:
+        """The devices of what ran."""
+        devices: list[str] = []
         for key in [key for key in self._sessions if which(key)]:
-            self._sessions.pop(key).group.close()
+            session = self._sessions.pop(key)
+            devices += key[1] if session.group.alive else ()
+            session.group.close()
+        return tuple(devices)
 
     def _start(self, config: ParallelConfig) -> WorkerGroup:
         if config.attach_to:

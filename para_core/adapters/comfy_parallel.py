@@ -145,7 +145,7 @@ def _outer_sample(executor, noise, *args, **kwargs):
 
 def _tell(option: ParallelOption, session: Session, mesh: MeshShape) -> None:
     session.mesh = str(mesh)
-    _say(option, ParallelNotice("ranks", mesh.world_size, session.mesh))
+    _say(option, ParallelNotice("ranks", mesh.world_size, session.mesh, session.replaced))
 
 
 def _refuse_attention(meshes: CallMeshes, noise: Tensor) -> None:

@@ -94,7 +94,8 @@ def parallel_vae_decode(
     decoder = RemoteDecoder(vae, group)
     images = _twin(vae, decoder).decode(samples)
     if listener is not None:
-        listener(ParallelNotice("decoded_in_tiles" if decoder.in_tiles else "decoded", group.world_size))
+        kind = "decoded_in_tiles" if decoder.in_tiles else "decoded"
+        listener(ParallelNotice(kind, group.world_size, replaced=group.replaced))
     return images
 
 

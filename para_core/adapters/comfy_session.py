@@ -74,6 +74,7 @@ class Session:
         self.prepared = Prepared(self._ask, self.world_size)
         self._configured = False
         self.mesh = ""  # of the latest run, in words
+        self.replaced: tuple[str, ...] = ()  # devices of groups that were ended to start this one, for this run
         self.twin: ModelPatcher | None = None  # of the latest run: what the host knows of the ranks' model
         self._watch = DeviceWatch(self.detached)
         self._run: Run | None = None
