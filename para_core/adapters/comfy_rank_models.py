@@ -40,7 +40,10 @@ def from_recipe(recipe: bytes) -> ModelPatcher:
     function = load_quantized_model if function == QUANTIZED_FILE else function
     with TakingOver() as taking_over:
         found = function(*arguments)
-    return SharingPatcher.of(found[index[0]] if index else found, in_mapped_files(taking_over.sources))
+    model = found[index[0]] if index else found
+    # The host makes parameters of what it has read as well, as of a checkpoint with quantized weights.
+    made = [(parameter, parameter.detach()) for parameter in model.model.parameters()]
+    return SharingPatcher.of(model, in_mapped_files([*made, *taking_over.sources]))
 
 
 def from_module(packed: bytes, tensors: list[Tensor], device: torch.device) -> ModelPatcher:

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from .comfy_bare_modules import BareStates
+from .comfy_foreign import refuse_foreign
 from .comfy_options import KEY
 from .comfy_quantized_model import load_quantized_model
 
@@ -29,7 +30,7 @@ INSIDE_MODEL = ("diffusion_model",)
 class TensorsAside(pickle.Pickler):
     """Pickles an object without its tensors, which it collects in `tensors`, each of them once.
 
-    Modules are bare, see `BareStates`.
+    Modules are bare, see `BareStates`; what the ranks could not make is refused, see `refuse_foreign`.
     """
 
     def __init__(self, file: io.BytesIO, *, dynamic: bool = False) -> None:
@@ -47,6 +48,7 @@ class TensorsAside(pickle.Pickler):
         return make, arguments, *rest
 
     def persistent_id(self, value: object) -> tuple[int, bool] | None:
+        refuse_foreign(value)  # before anything of it is packed
         if type(value) not in (Tensor, nn.Parameter):
             return None
         if id(value) not in self._numbers:
@@ -111,8 +113,10 @@ def recipe_of(model: ModelPatcher) -> tuple[str, bytes] | None:
     elif recipe is None or not recipe[0].__module__.startswith("comfy."):
         return None
     try:
-        packed = pickle.dumps(recipe)
+        packed, tensors = pack(recipe)
     except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    if tensors:
         return None
     files = [Path(value) for value in recipe[1] if isinstance(value, str) and Path(value).is_file()]
     state = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
