@@ -1,5 +1,6 @@
 """Models and LoRAs that are made of another custom node's classes: they are named, and nothing of them is packed."""
 
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -28,11 +29,13 @@ class Adapter(comfy.weight_adapter.LoRAAdapter):
 
 @pytest.fixture
 def node(comfy, tmp_path, monkeypatch):
-    """A custom node's module, under the name that the host gives it: its path without dots."""
+    """A module of a custom node, whose package has the name that the host gives it: its path, without dots."""
     folder = tmp_path / "custom_nodes" / "ComfyUI-GGUF"
-    module = types.ModuleType(f"{folder}.ops".replace(".", "_x_", str(folder).count(".")))
+    package = types.ModuleType(str(folder).replace(".", "_x_"))
+    module = types.ModuleType(f"{package.__name__}.ops")
     module.__file__ = str(folder / "ops.py")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for one in (package, module):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
     exec(compile(SOURCE, module.__file__, "exec"), vars(module))  # noqa: S102
     return module
 
@@ -84,8 +87,6 @@ def test_tensors_of_another_class_are_not_written_out(node):
 
         def write(self, data):
             self.written += len(data)
-
-    import pickle
 
     file, weight = File(), torch.zeros(1 << 20).as_subclass(node.Tensor)
     with pytest.raises(pickle.PicklingError):
