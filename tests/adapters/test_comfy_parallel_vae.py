@@ -79,13 +79,14 @@ def in_process(fails=lambda samples: None):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """What the host's memory management is asked for, in order: its keyword arguments."""
+    """What the host's memory management is asked for to run models, in order: its keyword arguments."""
     import comfy.model_management
 
     found, original = [], comfy.model_management.load_models_gpu
 
     def load_models_gpu(models, **settings):
-        found.append(settings)
+        if settings:  # else there is only something to stand in the list of models
+            found.append(settings)
         return original(models, **settings)
 
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", load_models_gpu)
