@@ -54,8 +54,7 @@ class Service:
             return
         from comfy.cli_args import args
 
-        vars(args).update(pickle.loads(payload["arguments"]))
-        args.cpu = self.context.device.type == "cpu"
+        vars(args).update(rank_arguments(pickle.loads(payload["arguments"]), self.context.device))
         if self.context.device.type == "cuda":
             torch.cuda.set_device(self.context.device)
             # Loaders cast weights on the CPU, which one thread takes half a minute for.
@@ -223,3 +222,11 @@ class Service:
             self._run.leave_device()
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
+
+
+def rank_arguments(arguments: Mapping[str, object], device: torch.device) -> dict[str, object]:
+    """The server's command line for a rank on this device.
+
+    Without what keeps models there: a rank has nothing but the ones that the server asks for, until it asks otherwise.
+    """
+    return {**arguments, "cpu": device.type == "cpu", "highvram": False, "gpu_only": False}
