@@ -166,7 +166,9 @@ class Session:
                 comfy.model_management.interrupt_current_processing()  # for whom it was meant: the run, if there is one
 
     def _watch_devices(self) -> None:
-        self._watch.stand_on(self._devices - {None if self.twin is None else self.twin.load_device})
+        """Those but the one where the host has the twin, or would have it, which tells by itself."""
+        its_own = comfy.model_management.get_torch_device() if self.twin is None else self.twin.load_device
+        self._watch.stand_on(self._devices - {its_own})
 
     def _is_elsewhere(self, device: torch.device) -> bool:
         """Whether to make room on this device asks nothing of the ranks; the host tells of theirs by itself then."""
