@@ -64,7 +64,8 @@ class Prepared:
         """
         recipe = recipe_of(model)
         name = self._name(model, recipe)
-        self._make_room(name, model)
+        # Of a module that is sent all ranks map the same memory; a loader may make a copy on every rank.
+        self._make_room(name, model, num_copies=1 if recipe is None else self._num_ranks)
         if name not in self._built:
             self._latest = None  # ranks that are lost now come back empty
             source = _source(model, recipe)
@@ -134,7 +135,7 @@ class Prepared:
         layers = [f"{path} {self._name_of_module(layer)}" for path, layer in sorted(quantized_layers(model).items())]
         return hashlib.sha256("\n".join(layers).encode()).hexdigest() if layers else ""
 
-    def _make_room(self, name: str, model: ModelPatcher) -> None:
+    def _make_room(self, name: str, model: ModelPatcher, *, num_copies: int) -> None:
         """Have the ranks forget what the host has dropped, and copies of weights where the next model needs the memory.
 
         Weights in the pages of a file stay.
@@ -142,7 +143,7 @@ class Prepared:
         leaving = [other for other, built in self._built.items() if other != name and built.owner() is None]
         if name not in self._built:
             free = comfy.model_management.get_free_memory(torch.device("cpu"))
-            if free < self._num_ranks * model.model_size():
+            if free < num_copies * model.model_size():
                 leaving += [other for other, built in self._built.items() if built.num_bytes]
         if leaving:
             for other in leaving:

@@ -139,3 +139,28 @@ def test_another_lora_brings_no_quantized_weights_again(elsewhere):
     assert prepares(elsewhere(other)) == {"quantize": first["quantize"], "patch": 0}
     assert prepares(elsewhere(model)) == {"quantize": 0, "patch": 0}
     assert prepares(elsewhere(lora(model, 0.6))) == {"patch": lora_bytes}
+
+
+@pytest.mark.parametrize("method", ["load", "quantize", "patch"])
+def test_ranks_that_are_lost_while_they_build_a_model(elsewhere, method):
+    """They come back with what they had before, and are asked once more for what they were doing."""
+    from fixtures_in_process import Context
+
+    from para_core.adapters.comfy_quantization import apply_quantization
+    from para_core.adapters.comfy_rank import Service
+
+    group, model = elsewhere.group, build(FLUX)
+    quantized, _ = apply_quantization(lora(model, 0.5), "int8_weight_only")
+    expected = sample(quantized, FLUX)
+    sample(elsewhere(build(FLUX, seed=1) if method == "load" else model), FLUX, steps=1)
+    original = group.call
+
+    def call(asked, payload, **settings):
+        if asked == method and group.call is call:
+            group.service, group.call = Service(Context()), original
+            group.recover()
+        return original(asked, payload, **settings)
+
+    group.call = call
+    assert torch.equal(sample(elsewhere(quantized), FLUX), expected)
+    assert torch.equal(sample(elsewhere(model), FLUX), sample(model, FLUX))

@@ -119,13 +119,14 @@ def test_ranks_forget_what_the_host_has_dropped(elsewhere):
     assert len(there) == 1 and group.calls.count("forget") == 1
 
 
+@pytest.mark.parametrize("private", [0, 1000], ids=["sent", "private"])
 @pytest.mark.parametrize(("free", "num_left"), [(0, 1), (10**15, 2)])
-def test_copies_of_weights_give_way_to_the_next_model(elsewhere, monkeypatch, free, num_left):
+def test_copies_of_weights_give_way_to_the_next_model(elsewhere, monkeypatch, free, num_left, private):
     import comfy.model_management
 
     from para_core.adapters import comfy_shared_weights
 
-    monkeypatch.setattr(comfy_shared_weights, "private_bytes", lambda patcher: 1000)
+    monkeypatch.setattr(comfy_shared_weights, "private_bytes", lambda patcher: private)
     models = [elsewhere(build(FLUX, seed=seed)) for seed in (0, 1)]
     expected = sample(models[0], FLUX)
 
