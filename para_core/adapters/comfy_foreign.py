@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import pickle
 import sys
 from pathlib import PurePath
@@ -12,8 +14,21 @@ from torch import Tensor, nn
 from .comfy_quantized_tensor import is_quantized
 
 # Top-level modules whose classes the host's own models are made of; beside Python's and ours.
-EVERYWHERE = {"comfy", "comfy_kitchen", "einops", "numpy", "para_core", "torch", "torchaudio", "torchvision"}
+EVERYWHERE = {"comfy", "comfy_kitchen", "einops", "numpy", "torch", "torchaudio", "torchvision"}
 PLAIN_TENSORS = (Tensor, nn.Parameter)
+OURS = __name__.removesuffix("adapters.comfy_foreign")  # in the host other than on a rank
+
+
+def name_of_ours(value: object) -> tuple[str, str] | None:
+    """What `ours` finds a class or function of this package by, in every process; None for anything else."""
+    if isinstance(value, (type, FunctionType)) and value.__module__.startswith(OURS):
+        return None if "<locals>" in value.__qualname__ else (value.__module__.removeprefix(OURS), value.__qualname__)
+    return None
+
+
+def ours(module: str, name: str) -> object:
+    """Undo `name_of_ours`."""
+    return functools.reduce(getattr, name.split("."), importlib.import_module(OURS + module))
 
 
 def refuse_foreign(value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import uuid
 from collections.abc import Mapping
 
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 from ..quantization import QuantizedWeight
 from ..quantization_scheme import SCHEMES
 from .comfy_quantization import with_quantized_weights
-from .comfy_quantized_model import load_quantized_model
 from .comfy_shared_weights import SharingPatcher, TakingOver, in_mapped_files, share_exchanged
-from .comfy_travel import QUANTIZED_FILE, unpack
+from .comfy_travel import unpack
 
 
 class Holder(nn.Module):
@@ -36,8 +34,7 @@ def from_recipe(recipe: bytes) -> ModelPatcher:
     Weights in the dtype of their file stay in its pages, which the ranks of a machine share; each rank has a copy of
     its own of weights that the loader casts or puts together, and of those of a quantized file.
     """
-    function, arguments, *index = pickle.loads(recipe)
-    function = load_quantized_model if function == QUANTIZED_FILE else function
+    function, arguments, *index = unpack(recipe, [])
     with TakingOver() as taking_over:
         found = function(*arguments)
     model = found[index[0]] if index else found

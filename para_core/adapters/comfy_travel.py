@@ -13,12 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from .comfy_bare_modules import BareStates
-from .comfy_foreign import refuse_foreign
+from .comfy_foreign import name_of_ours, ours, refuse_foreign
 from .comfy_options import KEY
 from .comfy_quantized_model import load_quantized_model
 
 PLAIN = (type(None), bool, int, float, str, bytes, Tensor)
-QUANTIZED_FILE = "load_quantized_model"
 # What the host puts into transformer_options for its own process only.
 STAYS = {KEY, "wrappers", "callbacks", "uuids", "prefetch_dynamic_vbars", "context_window", "multigpu_thread_device"}
 # Code of other packs (and of some of the host's own nodes) that wants to run inside the model.
@@ -47,7 +46,9 @@ class TensorsAside(pickle.Pickler):
             rest[0] = self._bare(rest[0])
         return make, arguments, *rest
 
-    def persistent_id(self, value: object) -> tuple[int, bool] | None:
+    def persistent_id(self, value: object) -> tuple[int, bool] | tuple[str, str] | None:
+        if (name := name_of_ours(value)) is not None:
+            return name
         refuse_foreign(value)  # before anything of it is packed
         if type(value) not in (Tensor, nn.Parameter):
             return None
@@ -64,7 +65,9 @@ class WithTensors(pickle.Unpickler):
         super().__init__(file)
         self._tensors = tensors
 
-    def persistent_load(self, number: tuple[int, bool]) -> Tensor:
+    def persistent_load(self, number: tuple[int, bool] | tuple[str, str]) -> object:
+        if isinstance(number[0], str):
+            return ours(*number)
         tensor = self._tensors[number[0]]
         return nn.Parameter(tensor, requires_grad=False) if number[1] else tensor
 
@@ -108,9 +111,7 @@ def recipe_of(model: ModelPatcher) -> tuple[str, bytes] | None:
     None where the loader left none, or one that another process cannot follow.
     """
     recipe = getattr(model, "cached_patcher_init", None)  # ComfyUI 0.3 sets none
-    if recipe is not None and recipe[0] is load_quantized_model:
-        recipe = (QUANTIZED_FILE, *recipe[1:])  # in the server our modules have other names
-    elif recipe is None or not recipe[0].__module__.startswith("comfy."):
+    if recipe is None or not (recipe[0] is load_quantized_model or recipe[0].__module__.startswith("comfy.")):
         return None
     try:
         packed, tensors = pack(recipe)

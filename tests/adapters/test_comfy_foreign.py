@@ -145,3 +145,17 @@ def test_the_hosts_own_quantized_weights_go_to_the_ranks(elsewhere, tmp_path):
     model.cached_patcher_init = None
     with pytest.raises(ValueError, match="cannot go to other processes.*Load it with ComfyUI's own loader"):
         sample(elsewhere(model), FLUX, steps=1)
+
+
+def test_our_own_classes_go_by_names_that_every_process_knows(comfy, monkeypatch):
+    """In the host our package lies below the name of its folder."""
+    from para_core.adapters import comfy_foreign
+    from para_core.adapters.comfy_travel import pack, unpack
+    from para_core.quantization_scheme import SCHEMES
+
+    packed, tensors = pack(SCHEMES["int8_weight_only"])
+    assert b"para_core" not in packed
+    assert unpack(packed, tensors) == SCHEMES["int8_weight_only"]
+    monkeypatch.setattr(comfy_foreign, "OURS", "custom_nodes.other.para_core.")
+    with pytest.raises(pickle.PicklingError, match="Scheme of para_core.quantization_scheme, which they do not have"):
+        pack(SCHEMES["int8_weight_only"])
