@@ -1,5 +1,6 @@
 """Parallel VAE Decode: on real processes the picture is that of one device; and what it asks the ranks for."""
 
+import operator
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,8 @@ def parallel(groups):
     from para_core.adapters.comfy_parallel_vae import parallel_vae_decode
     from para_core.parallel_config import ParallelConfig
 
-    return lambda vae, samples: parallel_vae_decode(vae, samples, ParallelConfig(("cpu", "cpu")), groups.session)
+    config = ParallelConfig(("cpu", "cpu"))
+    return lambda vae, samples, **settings: parallel_vae_decode(vae, samples, config, groups.session, **settings)
 
 
 def test_the_picture_is_that_of_one_device(parallel):
@@ -135,6 +137,28 @@ def test_where_a_rank_runs_out_of_memory_the_host_decodes_in_tiles():
     assert torch.equal(result, vae.decode_tiled_(latent(1, 16, 70, 66)).movedim(1, -1))
     assert said == ["decoded_in_tiles"]
     assert asked[0] == (1, 16, 70, 66) and len(asked) > 3 and {shape[-2:] for shape in asked} != {(70, 66)}
+
+
+def with_little_memory(decoder, num_values):
+    """The decoder, which raises on a rank that is given so many latent values of a channel; that travels with it."""
+    graph = torch.fx.Graph()
+    z = graph.placeholder("z")
+    shape = graph.call_function(getattr, (z, "shape"))
+    height, width = (graph.call_function(operator.getitem, (shape, dim)) for dim in (-2, -1))
+    fits = graph.call_function(operator.lt, (graph.call_function(operator.mul, (height, width)), num_values))
+    here = graph.call_function(operator.not_, (graph.call_function(torch.distributed.is_initialized),))
+    enough = graph.call_function(operator.or_, (fits, here))
+    graph.call_function(torch._assert, (enough, "out of memory"))
+    graph.output(z)
+    return torch.nn.Sequential(torch.fx.GraphModule({}, graph), *decoder)
+
+
+def test_ranks_that_ran_out_of_memory_decode_the_tiles(parallel):
+    vae, samples, said = demo_vae(), latent(1, 16, 66, 40), []
+    expected = vae.decode_tiled_(samples.clone()).movedim(1, -1)
+    vae.first_stage_model.taesd_decoder = with_little_memory(vae.first_stage_model.taesd_decoder, 33 * 40)
+    assert (parallel(vae, samples, listener=said.append) - expected).abs().max() <= 1e-5
+    assert [notice.kind for notice in said] == ["decoded_in_tiles"]
 
 
 @pytest.mark.parametrize(
