@@ -30,7 +30,8 @@ def unload(model: ModelPatcher) -> None:
 def _have_it_let_go(model: ModelPatcher) -> None:
     of_one = getattr(comfy.model_management, "unload_model_and_clones", None)  # not in ComfyUI 0.3
     if of_one is not None:
-        of_one(model, unload_additional_models=False)
+        elsewhere = model.load_device != comfy.model_management.get_torch_device()  # a node of the host's chooses it
+        of_one(model, unload_additional_models=False, all_devices=elsewhere)
         return
     clones = _clones_in_use(model)
     others = [one for one in comfy.model_management.current_loaded_models if one.model not in clones]

@@ -41,6 +41,24 @@ def test_weights_that_a_loader_has_put_on_the_device_leave_it(comfy):
     assert model.there == exchanged.there == model.device == torch.device("cpu")
 
 
+def test_a_model_leaves_another_device_than_the_usual_one(comfy, monkeypatch):
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+
+    from para_core.adapters.comfy_unload import unload
+
+    def nothing_free(device=None, torch_free_too=False):
+        return (0, 0) if torch_free_too else 0
+
+    monkeypatch.setattr(management, "get_all_torch_devices", lambda: [torch.device("cpu"), KEPT], raising=False)
+    monkeypatch.setattr(management, "get_free_memory", nothing_free)
+    patchers = [ModelPatcher(nn.Module(), load_device=KEPT, offload_device=torch.device("cpu")) for _ in range(2)]
+    management.load_models_gpu(patchers)
+    unload(patchers[0])
+    assert [one.model for one in management.current_loaded_models if one.model in patchers] == patchers[1:]
+    unload(patchers[1])
+
+
 def test_a_model_that_goes_to_the_cpu_anyway_is_moved_once(comfy, monkeypatch):
     from comfy.model_patcher import ModelPatcher
 
