@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,7 +26,7 @@ from .comfy_call_mesh import CallMeshes
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
 from .comfy_refusals import refuse, refuse_combinations
 from .comfy_session import Session
-from .comfy_stand_in import PARALLEL, twin_of
+from .comfy_stand_in import PARALLEL, Twin, twin_of
 from .comfy_unload import unload
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def apply_parallel(
     option = ParallelOption(config, num_heads_of(blocks), session, listener)
     if config.devices:
         option.mesh(len(config.devices), 2 * len(config.devices))
-    return attach(model, NAME, option, {WRAPPERS.OUTER_SAMPLE: _outer_sample})
+    wrappers = {WRAPPERS.OUTER_SAMPLE: _outer_sample, WRAPPERS.PREPARE_SAMPLING: _prepare_sampling}
+    return attach(model, NAME, option, wrappers)
 
 
 def parallel_option(model: ModelPatcher) -> ParallelOption | None:
@@ -127,7 +129,7 @@ def _outer_sample(executor, noise, *args, **kwargs):
     # Before the ranks build it: some of the host's loaders put a model on the device at once.
     make_room(model, session, loaded=there is not None and there == session.on_devices, memory=memory)
     names = session.prepared.model(model)
-    twin = session.twin = twin_of(model, session.forward, num_ranks=session.world_size)
+    twin = session.twin = twin_of(model, session.forward, devices=session.devices)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
     session.start_run({**names, "memory": memory}, meshes)
     session.mesh = str(mesh)
@@ -141,6 +143,12 @@ def _outer_sample(executor, noise, *args, **kwargs):
     finally:
         guider.model_patcher = model
         session.end_run(keep=option.config.keep_loaded)
+
+
+def _prepare_sampling(executor, model, *args, **kwargs):
+    """Have the host make room on its device for what is computed there."""
+    with model.in_preparation() if isinstance(model, Twin) else nullcontext():
+        return executor(model, *args, **kwargs)
 
 
 def _tell(option: ParallelOption, session: Session, mesh: MeshShape) -> None:

@@ -85,6 +85,11 @@ class Session:
         return len(self.group.config.devices)
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """One for each rank."""
+        return tuple(map(torch.device, self.group.config.devices))
+
+    @property
     def asked(self) -> bool:
         """Whether the present run has called the model."""
         return self._run is not None and self._run.begun is not None
@@ -168,15 +173,11 @@ class Session:
     def _watch_devices(self) -> None:
         """Those but the one where the host has the twin, or would have it, which tells by itself."""
         its_own = comfy.model_management.get_torch_device() if self.twin is None else self.twin.load_device
-        self._watch.stand_on(self._devices - {its_own})
+        self._watch.stand_on(set(self.devices) - {its_own})
 
     def _is_elsewhere(self, device: torch.device) -> bool:
         """Whether to make room on this device asks nothing of the ranks; the host tells of theirs by itself then."""
-        return bool(self._watch.devices) and device not in self._devices
-
-    @property
-    def _devices(self) -> set[torch.device]:
-        return set(map(torch.device, self.group.config.devices))
+        return bool(self._watch.devices) and device not in self.devices
 
     def _tell_compiled(self, answer: Mapping, run: Run | None = None) -> None:
         option = (run or self._run).compile

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -73,18 +74,33 @@ def object_patches_of(model: ModelPatcher) -> Mapping[str, object]:
 
 
 class Twin(ModelPatcher):
-    """A ModelPatcher whose model runs on so many ranks."""
+    """A ModelPatcher whose model runs on ranks, on these devices."""
 
-    num_ranks = 1
+    devices: Sequence[torch.device] = ()
+
+    @contextmanager
+    def in_preparation(self) -> Iterator[None]:
+        """While the host prepares a run, the model needs there what the ranks on the host's device do: often nothing.
+
+        To make room for one device's need would be to take the device from the ranks of another twin that stands there.
+        """
+        base, whole = self.model, self.model.memory_required
+        share = self.devices.count(self.load_device) / len(self.devices)
+        base.memory_required = lambda *args, **kwargs: share * whole(*args, **kwargs)
+        try:
+            yield
+        finally:
+            del base.memory_required
 
     def get_free_memory(self, device: torch.device) -> float:
         """What the host asks before it puts conditionings into one call, each rank having a part of it."""
-        return self.num_ranks * super().get_free_memory(device)
+        return len(self.devices) * super().get_free_memory(device)
 
 
-def twin_of(model: ModelPatcher, forward_elsewhere: Forward, *, num_ranks: int = 1) -> ModelPatcher:
+def twin_of(model: ModelPatcher, forward_elsewhere: Forward, *, devices: Sequence[torch.device]) -> Twin:
     """A ModelPatcher that samples as `model` does, its diffusion model's forward being `forward_elsewhere`.
 
+    devices: of the ranks that compute it.
     It shares everything else with `model` (sampling parameters, other packs' callbacks and wrappers), and neither loads
     nor moves its weights. `model` is not changed.
     """
@@ -97,7 +113,7 @@ def twin_of(model: ModelPatcher, forward_elsewhere: Forward, *, num_ranks: int =
     base.model_loaded_weight_memory = 0
     base.device = model.load_device
     twin = Twin(base, load_device=model.load_device, offload_device=model.offload_device)
-    twin.num_ranks = num_ranks
+    twin.devices = tuple(devices)
     twin.object_patches = {
         name: value for name, value in model.object_patches.items() if not name.startswith(DIFFUSION_MODEL)
     }

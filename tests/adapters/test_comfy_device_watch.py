@@ -86,3 +86,27 @@ def test_what_the_host_takes_off_its_list_to_put_it_back_stays(elsewhere, host):
     twin = elsewhere.group.recover.__self__.twin
     host.load_models_gpu([twin])
     assert "unload" not in calls
+
+
+@pytest.mark.parametrize(("devices", "share"), [((THERE,), 0), ((HERE,), 1), ((HERE, THERE), 1 / 2)])
+def test_a_run_wants_of_the_hosts_device_what_the_ranks_there_need(elsewhere, host, monkeypatch, devices, share):
+    """Else one of two groups side by side would have the other one free the device that the host computes on."""
+    asked, sampling, original, group = [], [], host.load_models_gpu, elsewhere.group
+
+    def load_models_gpu(models, **settings):
+        if "minimum_memory_required" in settings:  # not a rank's
+            asked.append((settings["memory_required"], settings["minimum_memory_required"]))
+        return original(models, **settings)
+
+    def call(method, payload, **settings):
+        if method == "forward":
+            sampling.append(group.recover.__self__.twin.memory_required([1, *FLUX.latent]))
+        return type(group).call(group, method, payload, **settings)
+
+    monkeypatch.setattr(host, "load_models_gpu", load_models_gpu)
+    group.call, here = call, build(FLUX)
+    sample(here, FLUX, steps=1)
+    sampled(elsewhere, *devices)
+    whole, found = asked
+    assert whole[0] > whole[1] > 0 and found == tuple(share * num_bytes for num_bytes in whole)
+    assert sampling == [here.memory_required([1, *FLUX.latent])], "by which it puts conditionings into one call"
