@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -19,6 +20,7 @@ class InProcess:
     """A group of one rank that answers at once. calls: the methods that were asked for."""
 
     alive = connected = True
+    turn = nullcontext
 
     def __init__(self):
         from para_core.adapters.comfy_rank import Service
@@ -43,13 +45,49 @@ class InProcess:
         return {"address": "here", "restarts": 0, "ranks": [{"rank": 0, "device": "cpu", "memory_bytes": 3 * 2**20}]}
 
 
+def dying(group, dies):
+    """From now on the group's ranks are lost and replaced before those of the run's `forward` calls that dies(number)
+    names, counted from 0."""
+    from para_core.adapters.comfy_rank import Service
+
+    original, numbers = group.call, iter(range(1000))
+
+    def call(method, payload, **settings):
+        if method == "forward" and dies(next(numbers)):
+            group.service, group.call = Service(Context()), original
+            group.recover()
+            group.call = call
+        return original(method, payload, **settings)
+
+    group.call = call
+
+
+def cancelled_once_asked(group, method):
+    """The next call of the method is cancelled while the ranks work on it, which they do to its end."""
+    from comfy.model_management import InterruptProcessingException
+
+    original = group.call
+
+    def call(asked, payload, **settings):
+        answer = original(asked, payload, **settings)
+        if asked == method:
+            group.call = original
+            raise InterruptProcessingException
+        return answer
+
+    group.call = call
+    return pytest.raises(InterruptProcessingException)
+
+
 @pytest.fixture
-def elsewhere(comfy):
+def elsewhere(comfy, monkeypatch):
     """Makes a MODEL sample on the group; the group is its second result."""
     from para_core.adapters.comfy_parallel import apply_parallel
     from para_core.adapters.comfy_session import Session
     from para_core.parallel_config import ParallelConfig
 
+    # The rank's memory management is the test's own here, which another thread must not touch.
+    monkeypatch.setattr(Session, "_tidy_soon", lambda self: None)
     group = InProcess()
     session = Session(group)
 

@@ -24,7 +24,7 @@ from ..sharded_call import sharding_obstacle
 from .comfy_attention import chosen_attention
 from .comfy_call_mesh import CallMeshes
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
-from .comfy_refusals import refuse, refuse_combinations
+from .comfy_refusals import refuse, refuse_combinations, refuse_without_ranks
 from .comfy_session import Session
 from .comfy_stand_in import PARALLEL, Twin, twin_of
 from .comfy_unload import unload
@@ -88,7 +88,10 @@ def apply_parallel(
     if config.devices:
         option.mesh(len(config.devices), 2 * len(config.devices))
     wrappers = {WRAPPERS.OUTER_SAMPLE: _outer_sample, WRAPPERS.PREPARE_SAMPLING: _prepare_sampling}
-    return attach(model, NAME, option, wrappers)
+    clone = attach(model, NAME, option, wrappers)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, NAME)
+    clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, NAME, refuse_without_ranks)
+    return clone
 
 
 def parallel_option(model: ModelPatcher) -> ParallelOption | None:
@@ -128,7 +131,7 @@ def _outer_sample(executor, noise, *args, **kwargs):
     there = session.prepared.built_as(model) if session.group.connected else None
     # Before the ranks build it: some of the host's loaders put a model on the device at once.
     make_room(model, session, loaded=there is not None and there == session.on_devices, memory=memory)
-    names = session.prepared.model(model)
+    names = session.prepare(model)
     twin = session.twin = twin_of(model, session.forward, devices=session.devices)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
     session.start_run({**names, "memory": memory}, meshes)

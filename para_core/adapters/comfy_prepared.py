@@ -50,12 +50,14 @@ class Prepared:
     Holds no model, and nothing of its weights: after a restart it takes them from the host's once more.
     """
 
-    def __init__(self, ask: Ask, num_ranks: int) -> None:
-        self._ask, self._num_ranks = ask, num_ranks
+    def __init__(self, ask: Ask, num_ranks: int, dropped: Callable[[], None] = lambda: None) -> None:
+        """dropped: called when the host drops one of the models, in any thread and in the middle of anything."""
+        self._ask, self._num_ranks, self._dropped = ask, num_ranks, dropped
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # without a recipe
         self._built: dict[str, Built] = {}
         self._latest: weakref.ref[ModelPatcher] | None = None
         self._vae: weakref.ref[ModelPatcher] | None = None
+        self._vae_model: tuple[str, weakref.ref[nn.Module]] | None = None  # on the ranks
 
     def model(self, model: ModelPatcher) -> dict:
         """Have the ranks build `model` with its LoRAs and quantized weights; returns what names it there.
@@ -71,9 +73,9 @@ class Prepared:
             source = _source(model, recipe)
             answer = self._ask("load", {"model": name, "keep": list(self._built), **source})
             sent = {"load": source["tensors"].num_bytes}
-            self._built[name] = Built(weakref.ref(model.model), answer["private_bytes"], sent)
+            self._built[name] = Built(self._watched(model.model), answer["private_bytes"], sent)
         built, self._latest = self._built[name], weakref.ref(model)
-        built.owner = weakref.ref(model.model)
+        built.owner = self._watched(model.model)
         self._quantize(name, built, model)
         return self._patch(name, built, model)
 
@@ -111,14 +113,31 @@ class Prepared:
             payload = {"model": name, **_module_payload(vae.model, vae)}
             self._vae = None  # as above
             self._ask("load_vae", payload)
+            self._vae_model = name, self._watched(vae.model)
         self._vae = weakref.ref(vae)
         return {"model": name}
+
+    def take_dropped(self) -> list[str]:
+        """What the ranks have of the host's dropped models, by the names there; whoever asks has them forget it."""
+        names = self._without_owner()
+        for name in names:
+            del self._built[name]
+        if self._vae_model is not None and self._vae_model[1]() is None:
+            names.append(self._vae_model[0])
+            self._vae = self._vae_model = None
+        return names
+
+    def _without_owner(self) -> list[str]:
+        return [name for name, built in self._built.items() if built.owner() is None]
+
+    def _watched(self, module: nn.Module) -> weakref.ref:
+        return weakref.ref(module, lambda _: self._dropped())
 
     def restore(self) -> None:
         """The ranks are new: bring back what the latest calls are about. The rest follows when it is needed."""
         built, self._built = self._built, {}
         model = None if self._latest is None else self._latest()
-        vae, self._vae = None if self._vae is None else self._vae(), None
+        vae, self._vae, self._vae_model = None if self._vae is None else self._vae(), None, None
         if model is not None and built:
             self.model(model)
         if vae is not None:
@@ -140,7 +159,7 @@ class Prepared:
 
         Weights in the pages of a file stay.
         """
-        leaving = [other for other, built in self._built.items() if other != name and built.owner() is None]
+        leaving = [other for other in self._without_owner() if other != name]
         if name not in self._built:
             free = comfy.model_management.get_free_memory(torch.device("cpu"))
             if free < num_copies * model.model_size():

@@ -6,6 +6,7 @@ Runs in a process of its own, where nothing of ComfyUI is imported before `confi
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import pickle
 import sys
@@ -65,13 +66,16 @@ class Service:
     def load(self, payload: Mapping) -> dict:
         """Build a model under the id that the server gives it: by its loader's recipe, or from a packed module.
 
-        keep: those that the server counts on; others are of a client that is gone, or of a load that was left.
+        keep: those that the server counts on; others are of a client that is gone, or of a load that was left. So is
+        what was made of this one.
         """
         from .comfy_rank_models import from_module, from_recipe
         from .comfy_shared_weights import private_bytes
 
         name = payload["model"]
         self.forget({"models": self._models.keys() - {name, *payload["keep"]}})
+        self._drop_variants(name)
+        self._quantized.pop(name, None)
         if name not in self._models:
             if payload["recipe"] is not None:
                 found = from_recipe(payload["recipe"])
@@ -81,7 +85,7 @@ class Service:
         return {"private_bytes": private_bytes(self._models[name])}
 
     def forget(self, payload: Mapping) -> None:
-        """Free these models, here and on the device."""
+        """Free these models, a VAE's too, here and on the device."""
         import comfy.model_management
 
         from .comfy_unload import unload
@@ -93,7 +97,11 @@ class Service:
                 unload(self._models.pop(name))
             for key in [key for key in self._compilations if key[0] == name]:
                 del self._compilations[key]
+            if self._vae is not None and self._vae[0] == name:
+                unload(self._vae[1])
+                self._vae = None
         if payload["models"]:
+            gc.collect()  # a patcher and its model refer to each other
             comfy.model_management.soft_empty_cache()
 
     def load_vae(self, payload: Mapping) -> None:

@@ -10,7 +10,7 @@ from .comfy_compile import NAME as COMPILE
 from .comfy_compile import CompileOption
 from .comfy_options import WRAPPERS, option_of
 from .comfy_quantized_linear import QuantizedLinear
-from .comfy_stand_in import DIFFUSION_MODEL
+from .comfy_stand_in import DIFFUSION_MODEL, PARALLEL, Twin
 from .comfy_travel import INSIDE_MODEL, refuse_code
 
 FOREIGN_COMPILE = {"torch.compile"}  # the host's key of what exchanges the diffusion model for a compiled one
@@ -21,7 +21,7 @@ PATCHES = "set_model_options_patch_replace"  # the host's, for the options of on
 
 
 def refuse_combinations(guider: object) -> None:
-    """Raise ValueError for what other nodes of this pack left that does not go with the ranks."""
+    """Raise ValueError for what does not go with the ranks: of other nodes of this pack, and of the guider."""
     compiled: CompileOption | None = option_of(guider, COMPILE)
     if compiled is not None and compiled.config.scope == "model":
         raise ValueError(
@@ -33,6 +33,22 @@ def refuse_combinations(guider: object) -> None:
         raise ValueError(
             f"Compile Model has {setting}, which records CUDA graphs; these cannot hold the exchange between devices. "
             'Set backend "inductor" and mode "default" or "max-autotune-no-cudagraphs".'
+        )
+
+    for name, second in vars(guider).items():
+        if isinstance(second, ModelPatcher) and second is not guider.model_patcher and option_of(second, PARALLEL):
+            raise ValueError(
+                f"{type(guider).__name__} samples with a second model ({name}), which the Context-Parallel Launcher's "
+                "processes cannot run beside the first. Connect the launcher to the first one only, or bypass it."
+            )
+
+
+def refuse_without_ranks(model: ModelPatcher) -> None:
+    """Raise ValueError where the host is about to sample with a MODEL of the launcher itself, and not with its twin."""
+    if not isinstance(model, Twin):
+        raise ValueError(
+            "a node samples with this model itself, and the Context-Parallel Launcher would have no effect. Connect "
+            "the launcher to the first model of that node (of Dual Model CFG Guider, say), or bypass it."
         )
 
 

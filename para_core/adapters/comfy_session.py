@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass, field
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import comfy.model_management
@@ -15,20 +16,19 @@ from comfy.cli_args import args as host_arguments
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..cache_run import CacheRun
 from ..compile_report import Compiled, CompileReport
 from ..workers import GroupConfig, WorkerError
 from .comfy_call_mesh import CallMeshes
-from .comfy_compile import NAME as COMPILE
-from .comfy_compile import CompileOption
 from .comfy_device_watch import DeviceWatch
-from .comfy_kept_calls import KeptCalls, on_cpu
+from .comfy_kept_calls import on_cpu
 from .comfy_options import KEY
 from .comfy_prepared import Prepared
+from .comfy_remote_run import Run
 from .comfy_stand_in import RemoteCall
 from .comfy_travel import received, sendable, sendable_options
 
 logger = logging.getLogger(__name__)
+TIDY_AFTER = 1.0  # seconds
 
 
 class Group(Protocol):
@@ -41,28 +41,9 @@ class Group(Protocol):
 
     def call(self, method: str, payload: Mapping, **settings) -> object: ...
 
+    def turn(self, cancelled: Callable[[], bool] | None = None) -> AbstractContextManager: ...
+
     def state(self) -> dict: ...
-
-
-@dataclass
-class Run:
-    """One sampling run on the ranks. begun: the payload of `begin`, None before the first model call.
-
-    calls: those so far on which later ones depend; None without the cache.
-    """
-
-    settings: dict
-    meshes: CallMeshes
-    begun: dict | None = None
-    calls: KeptCalls | None = None
-    keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
-    compile: CompileOption | None = None
-    num_restarts: int = 0
-
-    def cache_payload(self, call: RemoteCall) -> dict:
-        """What the cache needs to know of a call."""
-        keys = [self.keys.setdefault(key, len(self.keys)) for key in call.conditionings]
-        return {"keys": keys, "names": list(call.conditionings.values()), "step": asdict(call.step)}
 
 
 class Session:
@@ -71,7 +52,7 @@ class Session:
     def __init__(self, group: Group) -> None:
         self.group = group
         group.recover = self._replay
-        self.prepared = Prepared(self._ask, self.world_size)
+        self.prepared = Prepared(self._ask, self.world_size, self._tidy_soon)
         self._configured = False
         self.mesh = ""  # of the latest run, in words
         self.replaced: tuple[str, ...] = ()  # devices of groups that were ended to start this one, for this run
@@ -98,6 +79,11 @@ class Session:
     def num_restarts(self) -> int:
         """Of the group, during the present run."""
         return 0 if self._run is None else self._run.num_restarts
+
+    def prepare(self, model: ModelPatcher) -> dict:
+        """`Prepared.model`; nothing of it is forgotten meanwhile."""
+        with self.group.turn(cancelled):
+            return self.prepared.model(model)
 
     def decode(self, names: dict, samples: Tensor, options: dict) -> Tensor:
         """What the VAE of these names decodes, computed by all ranks. names: and its other settings there."""
@@ -126,15 +112,10 @@ class Session:
         }
         payload = payload if call is None else on_cpu(payload)  # it is kept
         if self._run.begun is None:
-            cache: CacheRun | None = getattr(options.get(KEY, {}).get("run"), "cache", None)
-            self._run.compile = options.get(KEY, {}).get(COMPILE)
-            begin = self._run.settings | {
-                "cache": None if cache is None else _cache_settings(cache),
-                "compile": None if self._run.compile is None else _compile_settings(self._run.compile),
-            }
+            begin = self._run.begin_payload(options.get(KEY, {}))
+            self._run.begin_asked = True
             self._ask("begin", begin)
             self._run.begun = begin
-            self._run.calls = None if cache is None else KeptCalls(cache.config)
         answer = self._ask("forward", payload)
         self._tell_compiled(answer)
         if call is not None:
@@ -146,11 +127,14 @@ class Session:
     def end_run(self, *, keep: bool) -> None:
         """The run has ended, however; keep: leave the weights on the ranks' devices."""
         run, self._run = self._run, None
-        if run is not None and run.begun is not None and self.group.connected:  # new ranks know of no run
-            self.on_devices = None
-            answer = self.group.call("end", {"keep": keep}, cancelled=cancelled)
-            self.on_devices = run.settings["model"] if keep else None
-            self._tell_compiled(answer, run)
+        if run is None or not run.begin_asked or not self.group.connected:  # new ranks know of no run
+            return
+        self.on_devices = None
+        if keep and run.begun is None:  # left half-way; the next run ends it
+            return
+        answer = self.group.call("end", {"keep": keep}, cancelled=cancelled)
+        self.on_devices = run.settings["model"] if keep else None
+        self._tell_compiled(answer, run)
 
     def detached(self, patcher: ModelPatcher, unpatch_all: bool = True) -> None:
         """The host wants the memory of the model back: free the ranks' devices; the next run loads it there again.
@@ -169,6 +153,23 @@ class Session:
                 logger.warning("the ranks did not free their devices: %s", error)
             except comfy.model_management.InterruptProcessingException:
                 comfy.model_management.interrupt_current_processing()  # for whom it was meant: the run, if there is one
+
+    def _tidy_soon(self) -> None:
+        """The host drops a model, perhaps within a call of ours: a moment later the ranks do, too."""
+        if not sys.is_finalizing():
+            timer = threading.Timer(TIDY_AFTER, self.tidy)
+            timer.daemon = True
+            timer.start()
+
+    def tidy(self) -> None:
+        """Have the ranks forget the models that the host has dropped; in any thread, between the calls of others."""
+        try:
+            with self.group.turn():
+                names = self.prepared.take_dropped()
+                if names and self.group.connected:  # new ranks have none of them
+                    self.group.call("forget", {"models": names})
+        except WorkerError as error:
+            logger.warning("the ranks did not free the memory of models: %s", error)
 
     def _watch_devices(self) -> None:
         """Those but the one where the host has the twin, or would have it, which tells by itself."""
@@ -215,12 +216,3 @@ def cancelled() -> bool:
     """Raises, as the host's own sampling does, when a person has pressed cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     return False
-
-
-def _compile_settings(option: CompileOption) -> dict:
-    cache = option.compilation.cache
-    return {"config": asdict(option.config), "directory": None if cache is None else str(cache.directory)}
-
-
-def _cache_settings(cache: CacheRun) -> dict:
-    return asdict(cache.config) | {"residual_diff_threshold": None if cache.config.target_speedup else cache.threshold}

@@ -20,6 +20,7 @@ from .comfy_quantized_model import load_quantized_model
 PLAIN = (type(None), bool, int, float, str, bytes, Tensor)
 # What the host puts into transformer_options for its own process only.
 STAYS = {KEY, "wrappers", "callbacks", "uuids", "prefetch_dynamic_vbars", "context_window", "multigpu_thread_device"}
+STAYS |= {"easycache"}  # LazyCache's, which works around the model; EasyCache is refused as a wrapper inside it
 # Code of other packs (and of some of the host's own nodes) that wants to run inside the model.
 CODE = {"patches", "patches_replace", "optimized_attention_override"}
 # Wrappers of these kinds run around the forward, where a rank would have to call them.
@@ -151,14 +152,14 @@ def sendable(value: object, name: str) -> object:
     """Plain data, with sets and tuples marked so that `received` gives them back. Raises ValueError naming `name`."""
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, torch.Size):
+        return {"": "tuple", "items": list(value)}
+    if type(value) in (list, tuple, set, frozenset):
         return {"": type(value).__name__, "items": [sendable(item, name) for item in value]}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {"": "dict", "items": {key: sendable(item, name) for key, item in value.items()}}
     if isinstance(value, torch.dtype):
         return {"": "dtype", "items": str(value).removeprefix("torch.")}
-    if isinstance(value, torch.Size):
-        return {"": "tuple", "items": list(value)}
     raise ValueError(
         f"{name} is a {type(value).__name__}, which cannot go to the Context-Parallel Launcher's processes. "
         "Bypass the launcher, or remove the node that adds it."

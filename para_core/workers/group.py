@@ -103,7 +103,7 @@ class WorkerGroup:
         if not method.isidentifier() or method.startswith("_"):
             raise ValueError(f"method={method!r} cannot be called; give the name of a public method of the service")
         message = Message(payload)
-        with self._turn(cancelled):
+        with self.turn(cancelled):
             while True:
                 try:
                     return self._attempt(method, message, cancelled, timeout)
@@ -135,7 +135,7 @@ class WorkerGroup:
 
     def _join(self, cancelled: Callable[[], bool] | None) -> None:
         try:
-            with self._turn(cancelled):
+            with self.turn(cancelled):
                 self._connect(Patience(cancelled))
                 self._recovered = self._line.hello["incarnation"]
         except BaseException:
@@ -143,7 +143,11 @@ class WorkerGroup:
             raise
 
     @contextlib.contextmanager
-    def _turn(self, cancelled: Callable[[], bool] | None) -> Iterator[None]:
+    def turn(self, cancelled: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Within the context no other thread's call comes between this one's. Raises what `call` does while it waits.
+
+        cancelled: as for `call`.
+        """
         look = Patience(cancelled)
         while not self._lock.acquire(timeout=POLL):
             look()

@@ -2,27 +2,11 @@
 
 import pytest
 import torch
+from fixtures_in_process import cancelled_once_asked
 from tiny_models import FLUX, build, sample
 from tiny_models.lora import lora
 
 pytestmark = pytest.mark.usefixtures("comfy")
-
-
-def cancelled_once_asked(group, method):
-    """The next call of the method is cancelled while the ranks work on it, which they do to its end."""
-    from comfy.model_management import InterruptProcessingException
-
-    original = group.call
-
-    def call(asked, payload, **settings):
-        answer = original(asked, payload, **settings)
-        if asked == method:
-            group.call = original
-            raise InterruptProcessingException
-        return answer
-
-    group.call = call
-    return pytest.raises(InterruptProcessingException)
 
 
 def failing_on_the_rank(group, method):

@@ -1,34 +1,15 @@
 """A MODEL that samples elsewhere: what goes there and comes back, with a group of one rank in this process."""
 
-import gc
-import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fixtures_in_process import Context, InProcess
+from fixtures_in_process import InProcess, cancelled_once_asked, dying
 from tiny_models import TINY_MODELS, build, fbcache, sample
 from tiny_models.lora import lora
 
 pytestmark = pytest.mark.usefixtures("comfy")
 FLUX = TINY_MODELS["flux"]
-
-
-def dying(group, dies):
-    """From now on the group's ranks are lost and replaced before those of the run's `forward` calls that dies(number)
-    names, counted from 0."""
-    from para_core.adapters.comfy_rank import Service
-
-    original, numbers = group.call, iter(range(1000))
-
-    def call(method, payload, **settings):
-        if method == "forward" and dies(next(numbers)):
-            group.service, group.call = Service(Context()), original
-            group.recover()
-            group.call = call
-        return original(method, payload, **settings)
-
-    group.call = call
 
 
 @pytest.mark.parametrize(("cfg", "num_tokens"), [(1.0, (7, 7)), (4.0, (7, 7)), (4.0, (9, 5))])
@@ -89,94 +70,16 @@ def test_a_second_run_asks_for_nothing_but_the_calls(elsewhere):
     assert set(elsewhere.group.calls) == {"begin", "forward", "end"}
 
 
-def test_models_of_one_workflow_stay_on_the_ranks(elsewhere):
-    """As Wan 2.2's two for high and low noise: in turn, also with another LoRA on one of them."""
-    models = [build(FLUX), build(FLUX, seed=1)]
-    expected = [sample(model, FLUX) for model in models]
-    wired = [elsewhere(model) for model in models]
-    for _ in range(2):
-        for model, result in zip(wired, expected, strict=True):
-            assert torch.equal(sample(model, FLUX), result)
-    changed = sample(lora(models[1], 0.5), FLUX)
-    assert torch.equal(sample(lora(wired[1], 0.5), FLUX), changed)
-    assert torch.equal(sample(wired[0], FLUX), expected[0])
-    counts = {method: elsewhere.group.calls.count(method) for method in ("load", "patch", "forget")}
-    assert counts == {"load": 2, "patch": 3, "forget": 0}
-
-
-def test_ranks_forget_what_the_host_has_dropped(elsewhere):
-    group = elsewhere.group
-    there = group.service._models
-    dropped, kept = build(FLUX), elsewhere(build(FLUX, seed=1))
-    weights = weakref.ref(next(dropped.model.diffusion_model.parameters()))
-    expected = sample(kept, FLUX)
-    sample(fbcache(elsewhere(dropped), 100.0), FLUX)
-    assert len(there) == 2
-    del dropped
-    gc.collect()
-    assert len(there) == 2 and weights() is None, "the host's own go at once"
-    assert torch.equal(sample(kept, FLUX), expected)
-    assert len(there) == 1 and group.calls.count("forget") == 1
-
-
-@pytest.mark.parametrize("private", [0, 1000], ids=["sent", "private"])
-@pytest.mark.parametrize(("free", "num_left"), [(0, 1), (10**15, 2)])
-def test_copies_of_weights_give_way_to_the_next_model(elsewhere, monkeypatch, free, num_left, private):
-    import comfy.model_management
-
-    from para_core.adapters import comfy_shared_weights
-
-    monkeypatch.setattr(comfy_shared_weights, "private_bytes", lambda patcher: private)
-    models = [elsewhere(build(FLUX, seed=seed)) for seed in (0, 1)]
-    expected = sample(models[0], FLUX)
-
-    def get_free_memory(device=None, torch_free_too=False):
-        return (free, free) if torch_free_too else free
-
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", get_free_memory)
-    sample(models[1], FLUX, steps=1)
-    assert len(elsewhere.group.service._models) == num_left
-    assert torch.equal(sample(models[0], FLUX), expected)
-
-
-def test_a_restart_brings_back_the_model_of_the_run_and_others_when_they_are_needed(elsewhere):
-    group, models = elsewhere.group, [elsewhere(lora(build(FLUX, seed=seed), 0.7)) for seed in (0, 1)]
-    expected = [sample(model, FLUX) for model in models]
-    dying(group, lambda number: number == 3)
+@pytest.mark.parametrize(("keep", "calls"), [(True, ["begin"]), (False, ["begin", "end"])])
+def test_a_run_that_is_cancelled_while_the_ranks_begin(elsewhere, keep, calls):
+    """They do begin; what that put on their devices leaves them where it was not to stay."""
+    group, model = elsewhere.group, elsewhere(build(FLUX), keep_loaded=keep)
+    sample(model, FLUX, steps=1)
     group.calls.clear()
-    assert torch.equal(sample(models[1], FLUX), expected[1])
-    assert group.calls.count("load") == 1
-    assert torch.equal(sample(models[0], FLUX), expected[0])
-    assert group.calls.count("load") == 2
-
-
-def test_models_of_a_client_that_is_gone_are_forgotten(elsewhere):
-    from para_core.adapters.comfy_parallel import apply_parallel
-    from para_core.adapters.comfy_session import Session
-    from para_core.parallel_config import ParallelConfig
-
-    first, second = build(FLUX), build(FLUX, seed=1)
-    sample(elsewhere(first), FLUX)
-    session = Session(elsewhere.group)
-    sample(apply_parallel(second, ParallelConfig(("cpu",)), lambda config: session), FLUX)
-    assert len(elsewhere.group.service._models) == 1
-
-
-def test_nothing_of_a_model_is_kept_after_its_run(elsewhere):
-    """By the stand-in, which the host knows as long as the ranks have something on their devices."""
-    from para_core.adapters.comfy_quantization import apply_quantization
-
-    quantized = elsewhere(apply_quantization(build(FLUX), "int8_weight_only")[0])
-    sample(quantized, FLUX)
-    twin = elsewhere.group.recover.__self__.twin
-    assert twin is not None and twin.model.diffusion_model.original is quantized.model.diffusion_model
-    held = [weakref.ref(quantized.model), *(weakref.ref(layer) for layer in quantized.object_patches.values())]
-    elsewhere.group.service.forget({"models": list(elsewhere.group.service._models)})
-    del quantized
-    gc.collect()
-    assert {ref() for ref in held} == {None}
-    with pytest.raises(AttributeError):
-        _ = twin.model.diffusion_model.img_in
+    with cancelled_once_asked(group, "begin"):
+        sample(model, FLUX)
+    assert group.calls[: len(calls)] == calls and group.recover.__self__.on_devices is None
+    assert torch.equal(sample(model, FLUX), sample(build(FLUX), FLUX))
 
 
 def test_ranks_that_free_their_devices_within_a_run_go_on_with_it(elsewhere):
