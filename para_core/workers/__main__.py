@@ -24,6 +24,7 @@ from torch.distributed import Store, TCPStore
 from .config import GroupConfig
 from .directory import write_private
 from .heartbeat import StoreBeats
+from .launch import require_linux
 from .process import settle
 from .rank import Place, join
 from .root_store import RootStore
@@ -104,6 +105,7 @@ def key_beside(address: Path) -> bytes:
 
 
 def main() -> None:
+    require_linux()
     settle()
     given = arguments()
     sys.path[:0] = given.sys_path

@@ -16,7 +16,7 @@ from .channel import POLL, ConnectionLost
 from .config import GroupConfig
 from .describe import describe
 from .errors import WorkerError
-from .launch import LocalGroup
+from .launch import LocalGroup, require_linux
 from .line import Line, Overdue, Patience
 from .losses import Losses
 from .protocol import Message, Payload
@@ -264,6 +264,7 @@ def attach(
     address: the socket of its rank 0, on this machine; the key lies beside it. Raises ValueError where there is none,
     and WorkerError where the group has another client.
     """
+    require_linux()
     path = Path(address)
     key = path.with_name(f"{path.name}.key")
     if not key.exists():

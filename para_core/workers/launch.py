@@ -20,11 +20,7 @@ class LocalGroup:
     """The agent's process and the group's folder."""
 
     def __init__(self, config: GroupConfig) -> None:
-        if os.name != "posix":
-            raise ValueError(
-                f"a group of ranks cannot run on {sys.platform}: it needs Unix-domain sockets that pass descriptors; "
-                "use Linux (or WSL), or one device"
-            )
+        require_linux()
         cuda = [device for device in config.devices if device.startswith("cuda")]
         if len(set(cuda)) < len(cuda):
             raise ValueError(f"devices={config.devices} names a device twice; NCCL needs one device a rank")
@@ -83,6 +79,14 @@ class LocalGroup:
         self.directory.remove()
 
 
+def require_linux() -> None:
+    """Raises ValueError elsewhere: memory without a name, and processes that end with their parent, are Linux's."""
+    if sys.platform != "linux":
+        raise ValueError(
+            f"a group of ranks cannot run on {sys.platform}; use Linux (on Windows: WSL), or one device without a group"
+        )
+
+
 def environment(config: GroupConfig) -> dict[str, str]:
     env = {
         name: value
@@ -90,12 +94,11 @@ def environment(config: GroupConfig) -> dict[str, str]:
         if name not in TORCHRUN and not name.startswith("TORCHELASTIC_")
     }
     inherited = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
     env |= {
         "PYTHONPATH": os.pathsep.join([*config.sys_path, str(PACK_ROOT), *inherited]),
         "OMP_NUM_THREADS": str(config.num_threads),
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
         # The agent would hold a store for the ranks, on every interface; they have one of their own.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
@@ -107,7 +110,4 @@ def _is_ours(pid: int, path: str) -> bool:
     try:
         return path.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        if Path("/proc/self").exists():
-            return False
-    shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return path in shown.stdout.split()
+        return False

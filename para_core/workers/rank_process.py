@@ -4,6 +4,7 @@ A script of the standard library: importing torch takes seconds, and before that
 process with the agent, the agent which process this is, and what goes wrong must have a log to go to.
 """
 
+import ctypes
 import json
 import os
 import runpy
@@ -17,11 +18,8 @@ BEAT = 0.5  # seconds between two signs of life
 
 
 def die_with(parent: int) -> None:
-    """Also when this process is stopped or hangs. Elsewhere than on Linux the thread of process.py watches."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """Also when this process is stopped or hangs."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -1,11 +1,10 @@
 """Memory that processes share by passing its file descriptor on: without a name, so nothing can be left behind.
 
-On Linux it is a memfd; where there is none (macOS), a file in the temporary folder whose name is deleted at once.
+It is a memfd; where Python was built without (conda's may be), a file in the temporary folder, unlinked at once.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import mmap
 import os
@@ -15,7 +14,7 @@ from collections.abc import Collection
 
 import torch
 
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.name == "posix" and hasattr(os, "memfd_create") else 0)
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it since 3.13
 KEPT = 1 << 30  # bytes; a larger buffer serves one message
 SMALLEST = 1 << 16
 WORTH_LENDING = 1 << 20  # bytes; a smaller answer is copied
@@ -40,6 +39,8 @@ class SharedMemory:
             os.unlink(name)
             os.ftruncate(descriptor, size)
             return cls(descriptor, size)
+        import fcntl  # Windows has none, and imports this file
+
         descriptor = os.memfd_create("para_workers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size)
