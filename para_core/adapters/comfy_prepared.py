@@ -16,7 +16,7 @@ from torch import nn
 from ..workers import Shared
 from .comfy_bare_modules import is_dynamic
 from .comfy_quantization import quantized_layers, quantized_weights
-from .comfy_rank_models import quantized_to
+from .comfy_rank_models import computing_dtype, quantized_to
 from .comfy_stand_in import DIFFUSION_MODEL
 from .comfy_travel import pack_module, pack_to_send, recipe_of
 
@@ -189,4 +189,5 @@ def _patch_payload(model: ModelPatcher) -> dict:
         "patches": packed,
         "patch_tensors": Shared(tensors),
         "force_cast_weights": model.force_cast_weights,
+        "dtype": computing_dtype(model.model),
     }

@@ -49,19 +49,25 @@ class Service:
         self._compilations: dict[tuple[str, CompileConfig], Compilation] = {}
         self._attention: AttentionOnRanks | None = None
 
-    def configure(self, payload: Mapping) -> None:
-        """Take over the server's command line, and import ComfyUI. arguments: its pickled namespace, as a dict."""
-        if "comfy.model_management" in sys.modules:
-            return
+    def configure(self, payload: Mapping) -> list[str]:
+        """Take over the server's command line, and import ComfyUI. arguments: its pickled namespace, as a dict.
+
+        Returns the names of those that are otherwise here, where another server has been before.
+        """
         from comfy.cli_args import args
 
-        vars(args).update(rank_arguments(pickle.loads(payload["arguments"]), self.context.device))
+        wanted = rank_arguments(pickle.loads(payload["arguments"]), self.context.device)
+        if "comfy.model_management" in sys.modules:
+            return sorted(name for name, value in wanted.items() if getattr(args, name, None) != value)
+        vars(args).update(wanted)
         if self.context.device.type == "cuda":
             torch.cuda.set_device(self.context.device)
             # Loaders cast weights on the CPU, which one thread takes half a minute for.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.context.world_size))
         import comfy.model_management  # noqa: F401
         import comfy.sd  # noqa: F401
+
+        return []
 
     def load(self, payload: Mapping) -> dict:
         """Build a model under the id that the server gives it: by its loader's recipe, or from a packed module.

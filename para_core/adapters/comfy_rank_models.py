@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import comfy.model_management
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
@@ -58,12 +59,21 @@ def with_quantized(model: ModelPatcher, layers: Mapping[str, Mapping], tensors: 
 
 
 def with_patches(model: ModelPatcher, payload: Mapping) -> ModelPatcher:
-    """A clone with the server's LoRAs, which are applied as the host itself applies them."""
+    """A clone with the server's LoRAs, which are applied as the host itself applies them.
+
+    A loader chooses dtypes for its own device, so that one of another generation may have others than the server's.
+    """
     clone = model.clone()
     clone.patches = unpack(payload["patches"], payload["patch_tensors"])
-    clone.force_cast_weights = payload["force_cast_weights"]
+    own = computing_dtype(model.model) if isinstance(model.model, BaseModel) else payload["dtype"]
+    clone.force_cast_weights = payload["force_cast_weights"] or own != payload["dtype"]
     clone.patches_uuid = uuid.uuid4()
     return clone
+
+
+def computing_dtype(model: BaseModel) -> str:
+    """What the host casts a call's tensors to, and this model's weights are in, or are cast to."""
+    return str(model.manual_cast_dtype or model.get_dtype())
 
 
 def quantized_to(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, dict], list[Tensor]]:

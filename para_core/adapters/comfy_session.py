@@ -193,7 +193,13 @@ class Session:
         return self.group.call(method, payload, cancelled=cancelled)
 
     def _configure(self) -> None:
-        self.group.call("configure", {"arguments": pickle.dumps(vars(host_arguments))}, cancelled=cancelled)
+        arguments = {"arguments": pickle.dumps(vars(host_arguments))}
+        if others := self.group.call("configure", arguments, cancelled=cancelled):
+            logger.warning(
+                "the ranks of this group were set up by a ComfyUI with another command line (%s), and keep it until "
+                "they are started anew",
+                ", ".join(f"--{name.replace('_', '-')}" for name in others),
+            )
         self._configured, self.on_devices = True, None
 
     def _replay(self) -> None:

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fixtures_in_process import InProcess, cancelled_once_asked, dying
-from tiny_models import TINY_MODELS, build, fbcache, sample
+from safetensors.torch import save_file
+from tiny_models import TINY_MODELS, build, fbcache, host_version, relative, sample
 from tiny_models.lora import lora
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -352,3 +353,37 @@ def test_cancel_while_the_host_waits_for_its_memory_reaches_the_run(elsewhere):
             management.throw_exception_if_processing_interrupted()
     finally:
         management.interrupt_current_processing(False)
+
+
+def test_ranks_that_keep_another_command_line_are_told_of(elsewhere, monkeypatch, caplog):
+    """Of a group that outlives its server, which may be started otherwise the next time."""
+    from comfy.cli_args import args
+
+    from para_core.adapters.comfy_session import Session
+
+    Session(elsewhere.group).prepare(build(FLUX))
+    assert "command line" not in caplog.text
+    arguments = {**vars(args), "fp32_unet": True}
+    monkeypatch.setattr("para_core.adapters.comfy_session.host_arguments", SimpleNamespace(**arguments))
+    Session(elsewhere.group).prepare(build(FLUX))
+    assert "with another command line (--fp32-unet), and keep it" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_rank_whose_device_has_another_dtype_casts_its_weights(elsewhere, monkeypatch, tmp_path, dtype):
+    """As cards of another generation have."""
+    if host_version() < (0, 33):
+        pytest.skip("ComfyUI 0.3 sends the model itself, not how it is loaded")
+    import comfy.model_management
+    import comfy.sd
+
+    file = tmp_path / "flux.safetensors"
+    save_file(build(FLUX).model.diffusion_model.state_dict(), file)
+    model = comfy.sd.load_diffusion_model(str(file))
+    expected = sample(model, FLUX)
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda **_: dtype)
+    monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *_, **__: None)
+    result = sample(elsewhere(model), FLUX)
+    (there,) = elsewhere.group.service._models.values()
+    assert there.model.get_dtype() is dtype and model.model.get_dtype() is torch.float32
+    assert 0 < relative(result, expected) < 0.05
