@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from attention.cases import Problem
@@ -85,3 +87,21 @@ def test_table_has_every_machine_and_size():
     lines = list(table())
     assert sum(line.startswith("| FLUX.1") for line in lines) == 3 * len(MACHINES)
     assert all(any(line.startswith(f"**{machine.name}**") for line in lines) for machine in MACHINES)
+
+
+def numbers(row: str) -> list[list[str]]:
+    """Cell by cell."""
+    return [re.findall(r"\d+\.?\d*", cell) for cell in row.split("|")]
+
+
+@pytest.mark.parametrize("page", ["performance.md", "performance/zh.md"])
+def test_page_shows_the_tables_as_they_are_printed(page):
+    """Row by row and in order; the Chinese page translates words only, and heads of tables."""
+    text = Path(__file__).parents[2].joinpath("web", "docs", page).read_text(encoding="utf-8")
+    models = tuple(f"| {workload.name.rpartition(', ')[0]}" for workload in (FLUX, WAN))
+    shown = [line for line in text.splitlines() if line.startswith(("**", *models))]
+    printed = [line for line in table() if line.startswith(("**", *models))]
+    assert len(printed) == len(MACHINES) * 7
+    if page == "performance.md":
+        assert "\n".join(table()).strip() in text
+    assert [(row[:8], numbers(row)) for row in shown] == [(row[:8], numbers(row)) for row in printed]
