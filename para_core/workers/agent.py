@@ -8,6 +8,8 @@ over its whole life; here the client counts those in a row, so the agent's own l
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -22,6 +24,7 @@ from .heartbeat import Silence
 
 RESTARTS = 1_000_000
 INTERVAL = 0.1
+logger = logging.getLogger(__name__)
 
 
 class RankWatch:
@@ -46,12 +49,12 @@ class RankWatch:
             with self._lock:
                 known = pid in self._living
                 if pid is not None and pid not in self._met and self._is_child(pid):
+                    threading.Thread(target=self._await_end, args=(pid, rank), daemon=True).start()
                     self._met.add(pid)  # a killed one is not taken up again while it dies
                     self._living[pid] = rank
-                    threading.Thread(target=self._await_end, args=(pid, rank), daemon=True).start()
-            if known and silence[rank] > self._heartbeat_timeout:
-                self._directory.add_death(rank, pid, f"no sign of life for {self._heartbeat_timeout:g} s")
-                kill_process_group(pid)
+                if known and silence[rank] > self._heartbeat_timeout:
+                    kill_process_group(pid)
+                    self._note(rank, pid, f"no sign of life for {self._heartbeat_timeout:g} s")
 
     def kill_all(self) -> None:
         with self._lock:
@@ -68,30 +71,53 @@ class RankWatch:
     def _await_end(self, pid: int, rank: int) -> None:
         try:
             # WNOWAIT: only a look; the status is left for the elastic agent.
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            by_signal = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
-            cause = signal.Signals(ended.si_status).name if by_signal else f"exit code {ended.si_status}"
+            cause = _cause(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))
         except ChildProcessError:
             cause = "it ended"
         with self._lock:
             if self._living.pop(pid, None) is None:
                 return
+            for other in self._living:
+                kill_process_group(other)
+            self._living.clear()
+            self._note(rank, pid, cause)
+
+    def _note(self, rank: int, pid: int, cause: str) -> None:
+        """With the lock, so that causes stand in their order; a full disk costs no more than the note."""
+        with contextlib.suppress(OSError):
             self._directory.add_death(rank, pid, cause)
-            others, self._living = dict(self._living), {}
-        for other in others:
-            kill_process_group(other)
+
+
+def _cause(ended: os.waitid_result) -> str:
+    if ended.si_code not in (os.CLD_KILLED, os.CLD_DUMPED):
+        return f"exit code {ended.si_status}"
+    try:
+        return signal.Signals(ended.si_status).name
+    except ValueError:  # one of the real-time ones
+        return f"signal {ended.si_status}"
 
 
 def watch(directory: GroupDirectory, client: int) -> None:
     config = directory.config()
     ranks = RankWatch(directory, len(config.devices), config.heartbeat_timeout)
+    met: set[str] = set()
     while os.getppid() == client:
-        ranks.look()
+        _look(ranks, met)
         time.sleep(INTERVAL)
-    ranks.look()
+    _look(ranks, met)
     ranks.kill_all()
     directory.remove()
     os._exit(1)
+
+
+def _look(ranks: RankWatch, met: set[str]) -> None:
+    """met: the errors that are in the log. None of any kind may keep the client's end from being noticed."""
+    try:
+        ranks.look()
+    except Exception as error:
+        if repr(error) not in met:
+            met.add(repr(error))
+            logger.exception("the ranks could not be looked at")
 
 
 def main(path: str, client: str) -> None:
