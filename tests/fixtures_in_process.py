@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +21,6 @@ class InProcess:
     """A group of one rank that answers at once. calls: the methods that were asked for."""
 
     alive = connected = True
-    turn = nullcontext
 
     def __init__(self):
         from para_core.adapters.comfy_rank import Service
@@ -40,6 +40,14 @@ class InProcess:
         payload = {name: value.tensors if isinstance(value, Shared) else value for name, value in payload.items()}
         # The ranks' memory is this process's own here: what unloads it is the host already.
         return None if method == "unload" else getattr(self.service, method)(payload)
+
+    def turn(self, cancelled=None):
+        """For the test alone: a rank's memory management is the test's own here, which no other thread may touch."""
+        from para_core.workers import WorkerError
+
+        if threading.current_thread() is not threading.main_thread():
+            raise WorkerError("this group has no process of its own")
+        return nullcontext()
 
     def state(self):
         return {"address": "here", "restarts": 0, "ranks": [{"rank": 0, "device": "cpu", "memory_bytes": 3 * 2**20}]}
@@ -80,14 +88,12 @@ def cancelled_once_asked(group, method):
 
 
 @pytest.fixture
-def elsewhere(comfy, monkeypatch):
+def elsewhere(comfy):
     """Makes a MODEL sample on the group; the group is its second result."""
     from para_core.adapters.comfy_parallel import apply_parallel
     from para_core.adapters.comfy_session import Session
     from para_core.parallel_config import ParallelConfig
 
-    # The rank's memory management is the test's own here, which another thread must not touch.
-    monkeypatch.setattr(Session, "_tidy_soon", lambda self: None)
     group = InProcess()
     session = Session(group)
 

@@ -164,9 +164,10 @@ class Session:
     def tidy(self) -> None:
         """Have the ranks forget the models that the host has dropped; in any thread, between the calls of others."""
         try:
+            if not self.group.connected:  # new ranks have none of them
+                return
             with self.group.turn():
-                names = self.prepared.take_dropped()
-                if names and self.group.connected:  # new ranks have none of them
+                if names := self.prepared.take_dropped():
                     self.group.call("forget", {"models": names})
         except WorkerError as error:
             logger.warning("the ranks did not free the memory of models: %s", error)
