@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..residual_cache import CacheConfig
 from .comfy_stand_in import RemoteCall
+from .comfy_travel import tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,3 @@ def on_cpu(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: on_cpu(item) for key, item in value.items()}
     return [on_cpu(item) for item in value] if isinstance(value, list) else value
-
-
-def tensors_in(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Mapping, list)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)

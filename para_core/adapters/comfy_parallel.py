@@ -132,7 +132,7 @@ def _outer_sample(executor, noise, *args, **kwargs):
     # Before the ranks build it: some of the host's loaders put a model on the device at once.
     make_room(model, session, loaded=there is not None and there == session.on_devices, memory=memory)
     names = session.prepare(model)
-    twin = session.twin = twin_of(model, session.forward, devices=session.devices)
+    twin = session.twin = twin_of(model, session.forward, session.compute, devices=session.devices)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
     session.start_run({**names, "memory": memory}, meshes)
     session.mesh = str(mesh)

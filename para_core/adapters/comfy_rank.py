@@ -191,6 +191,15 @@ class Service:
         """One model call; every rank returns its whole output."""
         return self._run.forward(payload)
 
+    def compute(self, payload: Mapping) -> dict:
+        """What a variant computes outside of model calls, on every rank; its run may have begun, or follows."""
+        from .comfy_rank_run import compute_before_run
+
+        if self._run is not None and self._run_of == payload["model"]:
+            return self._run.compute(payload)
+        self._end_run()
+        return compute_before_run(self._variants[payload["model"], payload["variant"]], payload)
+
     def _compilation(self, model: str, settings: Mapping) -> Compilation:
         """What has been compiled for a model; ranks keep artifacts apart, since each writes its own."""
         key = model, CompileConfig(**settings["config"])

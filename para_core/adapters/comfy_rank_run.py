@@ -18,10 +18,13 @@ from ..mesh_ranks import MeshRanks
 from ..residual_cache import CacheConfig
 from ..run_state import Step
 from ..sharded_blocks import AroundBlocks
+from ..sharded_call import ShardedCall
+from ..sharded_operators import operators_of
 from ..shared_scales import shared_scales
 from .comfy_batch import BatchShare, Call
 from .comfy_compile import HostEntrance
 from .comfy_options import diffusion_model_of
+from .comfy_parts import computed
 from .comfy_sharding import AttentionOnRanks, sharded_forward
 from .comfy_travel import received, sendable
 
@@ -65,9 +68,20 @@ class RankRun:
         comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
         self._on_device = True
 
+    def _load_again(self) -> None:
+        """Where it has left the device."""
+        if not self._on_device:
+            self._load()
+
     def leave_device(self) -> None:
         """The model's weights are about to leave the device; the next call loads them there again."""
         self._on_device = False
+
+    def compute(self, payload: Mapping) -> dict:
+        """What the model computes outside of its calls, as it does on one device: every rank has all of it."""
+        self._load_again()
+        with operators_of(ShardedCall(self._family, self._num_blocks, self._ranks_of((1, 1, 1)), {})):
+            return computed(self._model, payload)
 
     def end(self) -> dict | None:
         """Put the model back as it was; what compiling has cost."""
@@ -76,8 +90,7 @@ class RankRun:
 
     def forward(self, payload: Mapping) -> dict:
         """One model call, its arguments and its result as `sendable` makes them."""
-        if not self._on_device:
-            self._load()
+        self._load_again()
         args = tuple(received(value) for value in payload["args"])
         kwargs = {name: received(value) for name, value in payload["kwargs"].items()}
         kwargs["transformer_options"] = {name: received(value) for name, value in payload["options"].items()}
@@ -111,3 +124,9 @@ class RankRun:
             "diffs": call.diffs,
             "num_bytes": self._cache.num_bytes,
         }
+
+
+def compute_before_run(patcher: ModelPatcher, payload: Mapping) -> dict:
+    """As `RankRun.compute` in front of the run's first model call, with which the run begins."""
+    comfy.model_management.load_models_gpu([patcher], memory_required=payload["memory"])
+    return computed(diffusion_model_of(patcher.model), payload)

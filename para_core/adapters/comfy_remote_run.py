@@ -17,14 +17,14 @@ from .comfy_stand_in import RemoteCall
 class Run:
     """One sampling run on the ranks. begun: the payload of `begin`, None before the first model call.
 
-    begin_asked: the ranks were to begin, whether they did or not. calls: those so far on which later ones depend; None
-    without the cache.
+    loads: the ranks were asked for what they load the model for, whether they did or not. calls: those so far on which
+    later ones depend; None without the cache.
     """
 
     settings: dict
     meshes: CallMeshes
     begun: dict | None = None
-    begin_asked: bool = False
+    loads: bool = False
     calls: KeptCalls | None = None
     keys: dict[Hashable, int] = field(default_factory=dict)  # of conditionings, as the ranks know them
     compile: CompileOption | None = None

@@ -22,6 +22,7 @@ from .comfy_call_mesh import CallMeshes
 from .comfy_device_watch import DeviceWatch
 from .comfy_kept_calls import on_cpu
 from .comfy_options import KEY
+from .comfy_parts import on
 from .comfy_prepared import Prepared
 from .comfy_remote_run import Run
 from .comfy_stand_in import RemoteCall
@@ -113,7 +114,7 @@ class Session:
         payload = payload if call is None else on_cpu(payload)  # it is kept
         if self._run.begun is None:
             begin = self._run.begin_payload(options.get(KEY, {}))
-            self._run.begin_asked = True
+            self._run.loads = True
             self._ask("begin", begin)
             self._run.begun = begin
         answer = self._ask("forward", payload)
@@ -122,12 +123,19 @@ class Session:
             for name, value in answer["cache"].items():
                 setattr(call, name, value)
             self._run.calls.add(payload, call)
-        return _on(args[0].device if isinstance(args[0], Tensor) else args[0][0].device, received(answer["output"]))
+        return on(args[0].device if isinstance(args[0], Tensor) else args[0][0].device, received(answer["output"]))
+
+    def compute(self, payload: Mapping) -> Mapping:
+        """What the run's model computes outside of its calls; payload: of `comfy_parts.computed`."""
+        if self._run is None:
+            raise ValueError("a sampling run of the Context-Parallel Launcher has ended; its model cannot be used on.")
+        self._run.loads = True
+        return self._ask("compute", self._run.settings | payload)
 
     def end_run(self, *, keep: bool) -> None:
         """The run has ended, however; keep: leave the weights on the ranks' devices."""
         run, self._run = self._run, None
-        if run is None or not run.begin_asked or not self.group.connected:  # new ranks know of no run
+        if run is None or not run.loads or not self.group.connected:  # new ranks know of no run
             return
         self.on_devices = None
         if keep and run.begun is None:  # left half-way; the next run ends it
@@ -213,10 +221,6 @@ class Session:
             self.group.call("begin", self._run.begun, cancelled=cancelled)
             for payload in self._run.calls.payloads() if self._run.calls is not None else ():
                 self.group.call("forward", payload, cancelled=cancelled)
-
-
-def _on(device: torch.device, output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return output.to(device) if isinstance(output, Tensor) else [tensor.to(device) for tensor in output]
 
 
 def cancelled() -> bool:

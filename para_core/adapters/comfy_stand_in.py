@@ -13,8 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..run_state import Step
+from .comfy_parts import DIFFUSION_MODEL, Ask, attribute
 
-DIFFUSION_MODEL = "diffusion_model."
 PARALLEL = "parallel"  # name of the option that makes a MODEL sample with a twin
 Forward = Callable[[tuple, dict], "Tensor | list[Tensor]"]
 
@@ -36,14 +36,14 @@ class RemoteCall:
 
 
 class StandIn(nn.Module):
-    """Has no weights; its forward is `forward_elsewhere(args, kwargs)`, and the rest is the original's.
+    """Has no weights; its forward is `forward_elsewhere(args, kwargs)`, and the rest as `attribute` gives it.
 
     The original is the MODEL's, and lives no longer for this: a stand-in stays after its run.
     """
 
-    def __init__(self, model: ModelPatcher, forward_elsewhere: Forward) -> None:
+    def __init__(self, model: ModelPatcher, forward_elsewhere: Forward, ask: Ask) -> None:
         super().__init__()
-        self._model, self._forward_elsewhere = weakref.ref(model), forward_elsewhere
+        self._model, self._forward_elsewhere, self._ask = weakref.ref(model), forward_elsewhere, ask
 
     @property
     def original(self) -> nn.Module:
@@ -62,7 +62,7 @@ class StandIn(nn.Module):
             model = self.__dict__["_model"]()
             if model is None or name in ("original", "exchanged"):
                 raise
-            return getattr(model.model.diffusion_model, name)
+            return attribute(self._model, self._ask, "", name)
 
     def forward(self, *args, **kwargs):
         return self._forward_elsewhere(args, kwargs)
@@ -97,17 +97,17 @@ class Twin(ModelPatcher):
         return len(self.devices) * super().get_free_memory(device)
 
 
-def twin_of(model: ModelPatcher, forward_elsewhere: Forward, *, devices: Sequence[torch.device]) -> Twin:
+def twin_of(model: ModelPatcher, forward_elsewhere: Forward, ask: Ask, *, devices: Sequence[torch.device]) -> Twin:
     """A ModelPatcher that samples as `model` does, its diffusion model's forward being `forward_elsewhere`.
 
-    devices: of the ranks that compute it.
+    ask: for what it computes outside its forward. devices: of the ranks that compute it.
     It shares everything else with `model` (sampling parameters, other packs' callbacks and wrappers), and neither loads
     nor moves its weights. `model` is not changed.
     """
     base = copy.copy(model.model)
     for kind in ("_modules", "_parameters", "_buffers"):
         base.__dict__[kind] = dict(base.__dict__[kind])
-    base.diffusion_model = StandIn(model, forward_elsewhere)
+    base.diffusion_model = StandIn(model, forward_elsewhere, ask)
     base.current_patcher = None
     base.current_weight_patches_uuid = None
     base.model_loaded_weight_memory = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -179,6 +179,15 @@ def received(value: object) -> object:
     if kind == "dtype":
         return getattr(torch, items)
     return KINDS[kind](received(item) for item in items)
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Those in sendable data, in its order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
 
 
 def _names(found: object) -> str:

@@ -198,8 +198,22 @@ ERNIE = TinyModel(
 )  # fmt: skip
 
 
-def _without_adapter(model: torch.nn.Module) -> None:
-    model.llm_adapter = torch.nn.Identity()  # runs before the model, on token ids that the tests do not give
+def _small_adapter(model: torch.nn.Module) -> None:
+    """In place of one of 100 million weights."""
+    import comfy.ops
+    from comfy.ldm.anima.model import LLMAdapter
+
+    operations = comfy.ops.disable_weight_init
+    model.llm_adapter = LLMAdapter(64, 64, 64, num_layers=1, num_heads=2, operations=operations)
+    model.llm_adapter.embed = operations.Embedding(NUM_IDS, 64)
+
+
+NUM_IDS = 50
+
+
+def _token_ids(tiny: TinyModel, generator: torch.Generator, num_tokens: int) -> dict:
+    ids = torch.randint(NUM_IDS, (num_tokens,), generator=generator)
+    return {"t5xxl_ids": ids, "t5xxl_weights": 0.5 + torch.rand(num_tokens, generator=generator)}
 
 
 COSMOS_PREDICT2 = TinyModel(
@@ -214,7 +228,7 @@ COSMOS_PREDICT2 = TinyModel(
 )  # fmt: skip
 
 ANIMA = replace(
-    COSMOS_PREDICT2, title="Anima", config="Anima", shrink=_without_adapter, since="0.33.0",
+    COSMOS_PREDICT2, title="Anima", config="Anima", shrink=_small_adapter, extra=_token_ids, since="0.33.0",
     unet_config=COSMOS_PREDICT2.unet_config | {"image_model": "anima"},
 )  # fmt: skip
 
