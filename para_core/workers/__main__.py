@@ -22,7 +22,7 @@ import torch
 from torch.distributed import Store, TCPStore
 
 from .config import GroupConfig
-from .directory import write_private
+from .directory import read_private, write_private
 from .heartbeat import StoreBeats
 from .launch import require_linux
 from .process import settle
@@ -95,10 +95,7 @@ def key_beside(address: Path) -> bytes:
     """Kept over restarts of the ranks, so that the client finds its way back."""
     path = address.with_name(f"{address.name}.key")
     with contextlib.suppress(FileNotFoundError):
-        status = path.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise ValueError(f"{path} can be read or was written by others; delete it, and choose a folder of your own")
-        return path.read_bytes()
+        return read_private(path)
     key = secrets.token_bytes(32)
     write_private(path, key)
     return key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from dataclasses import asdict
@@ -92,11 +94,37 @@ class GroupDirectory:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """0600, and never seen half written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    part.replace(path)
+    """0600, and never seen half written. What lies there already, perhaps somebody else's, is not written to."""
+    descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # 0600, O_EXCL and O_NOFOLLOW
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except OSError:
+        os.unlink(part)
+        raise
+
+
+def read_private(path: Path) -> bytes:
+    """Raises FileNotFoundError, and ValueError where others wrote the file or can read it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES):  # a link; somebody else's
+            raise _not_private(path) from error
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise _not_private(path)
+        return file.read()
+
+
+def _not_private(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is not yours alone: others wrote it or can read it; only you may (chmod 600). Delete it, and start "
+        "the group again with an --address in a folder of your own"
+    )
 
 
 def last_lines(path: Path, count: int) -> list[str]:

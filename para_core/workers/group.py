@@ -1,22 +1,20 @@
-"""The client of a group: start or attach, call, close."""
+"""The client of a group: start, call, close."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from .channel import POLL, ConnectionLost
 from .config import GroupConfig
 from .describe import describe
 from .errors import WorkerError
-from .launch import LocalGroup, require_linux
+from .launch import LocalGroup
 from .line import Line, Overdue, Patience
 from .losses import Losses
 from .protocol import Message, Payload
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerGroup:
-    """A group of ranks that stays up between calls; start() or attach() gives one.
+    """A group of ranks that stays up between calls; start() or attached.attach() gives one.
 
     config: as given to start(); of an attached group only its devices are known, one a rank.
     recover: called after a restart, before the interrupted call is sent again or a new one is made. It brings the
@@ -65,7 +63,7 @@ class WorkerGroup:
         group = cls(line, Losses(local, config.max_restarts), config, local)
         if made is not None:
             made(group)
-        group._join(cancelled)
+        group.join(cancelled)
         return group
 
     @property
@@ -129,11 +127,13 @@ class WorkerGroup:
                 return
             self._closed = True
             atexit.unregister(self.close)
-            self._line.close()
+            self._line.hang_up()
+            self._close_line()
             if self._local is not None:
                 self._local.close()
 
-    def _join(self, cancelled: Callable[[], bool] | None) -> None:
+    def join(self, cancelled: Callable[[], bool] | None) -> None:
+        """Once, before the first call: waits until all ranks are ready. Closes the group where that does not come."""
         try:
             with self.turn(cancelled):
                 self._connect(Patience(cancelled))
@@ -157,6 +157,16 @@ class WorkerGroup:
             yield
         finally:
             self._lock.release()
+            if self._closed:
+                self._close_line()
+
+    def _close_line(self) -> None:
+        """Unless a call of another thread uses it, which does so then when it ends."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._line.close()
+            finally:
+                self._lock.release()
 
     def _attempt(
         self, method: str, message: Message, cancelled: Callable[[], bool] | None, timeout: float | None
@@ -250,32 +260,3 @@ class WorkerGroup:
 
 def _closed() -> WorkerError:
     return WorkerError("the group is closed; start another one")
-
-
-def attach(
-    address: str | os.PathLike,
-    *,
-    cancelled: Callable[[], bool] | None = None,
-    start_timeout: float = 60.0,
-    max_restarts: int = 2,
-) -> WorkerGroup:
-    """A client of the group that the user started with torchrun; see __main__.py.
-
-    address: the socket of its rank 0, on this machine; the key lies beside it. Raises ValueError where there is none,
-    and WorkerError where the group has another client.
-    """
-    require_linux()
-    path = Path(address)
-    key = path.with_name(f"{path.name}.key")
-    if not key.exists():
-        raise ValueError(
-            f"no group at {path}: {key.name} is not beside it; start one with torchrun ... --address {path}"
-        )
-    config = GroupConfig(("cpu",), "attached:group", start_timeout=start_timeout, max_restarts=max_restarts)
-    line = Line(path, key.read_bytes())
-    group = WorkerGroup(line, Losses(None, max_restarts), config)
-    group._join(cancelled)
-    hello = line.hello
-    devices = tuple(peer["device"] for peer in hello["ranks"])
-    group.config = replace(config, devices=devices, collective_timeout=hello["collective_timeout"])
-    return group

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +42,8 @@ class Patience:
 class Line:
     """hello: what rank 0 said of itself and the others. memory: bytes of each rank after the latest call.
 
-    Every method raises ConnectionLost where the ranks are gone; close() then, and open() again.
+    Every method raises ConnectionLost where the ranks are gone; close() then, and open() again. One thread at a time
+    uses the line; state() and hang_up() are for any other one, too.
     """
 
     def __init__(self, address: Path, key: bytes) -> None:
@@ -49,6 +52,7 @@ class Line:
         self.memory: list[int] = []
         self._key = key
         self._connection: Connection | None = None
+        self._hung_up = False
         self._owed = False  # an answer to a question that was left
         self._left = 0.0  # when that was, by time.monotonic()
         self._outbox = GrowingBuffer()
@@ -71,6 +75,8 @@ class Line:
                     "all in its panel, or end that program), or start a group of your own"
                 )
             self.hello = hello
+            if self._hung_up:
+                raise ConnectionLost("another thread has hung up")
         except BaseException:
             connection.close()
             raise
@@ -134,8 +140,15 @@ class Line:
         try:
             ended = connection is None or (not self._owed and connection.poll(0))
             return "starting" if ended else "busy" if self._owed and not connection.poll(0) else "idle"
-        except ConnectionLost:  # closed meanwhile by another thread
+        except ConnectionLost:  # closed meanwhile by the thread that uses it
             return "starting"
+
+    def hang_up(self) -> None:
+        """For good: who waits here gets ConnectionLost, and still holds the memory of the call until close()."""
+        self._hung_up = True
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(OSError):
+                connection.line.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -150,8 +163,8 @@ class Line:
             look()
 
     def _connected(self) -> Connection:
-        if self._connection is None:
-            raise ConnectionLost("the line was closed by another thread")
+        if self._connection is None or self._hung_up:
+            raise ConnectionLost("the line was closed by its owner")
         return self._connection
 
     def _take(self) -> dict:
