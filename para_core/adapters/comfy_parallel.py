@@ -10,7 +10,6 @@ from functools import partial
 
 import comfy.model_management
 import comfy.sampler_helpers
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
@@ -25,6 +24,7 @@ from .comfy_attention import chosen_attention
 from .comfy_call_mesh import CallMeshes
 from .comfy_options import WRAPPERS, attach, diffusion_model_of, option_of
 from .comfy_refusals import refuse, refuse_combinations, refuse_without_ranks
+from .comfy_room import make_room
 from .comfy_session import Session
 from .comfy_stand_in import PARALLEL, Twin, twin_of
 from .comfy_unload import unload
@@ -128,9 +128,8 @@ def _outer_sample(executor, noise, *args, **kwargs):
     # Neither a second copy on the device that rank 0 needs, nor weights with another run's LoRA in them.
     unload(model)
     memory = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)[0] / mesh.world_size
-    there = session.prepared.built_as(model) if session.group.connected else None
     # Before the ranks build it: some of the host's loaders put a model on the device at once.
-    make_room(model, session, loaded=there is not None and there == session.on_devices, memory=memory)
+    make_room(model, session, missing=session.missing(model), memory=memory, conds=guider.conds)
     names = session.prepare(model)
     twin = session.twin = twin_of(model, session.forward, session.compute, devices=session.devices)
     twin.add_callback_with_key(CallbacksMP.ON_DETACH, NAME, session.detached)
@@ -176,24 +175,6 @@ def _say(option: ParallelOption, notice: ParallelNotice, level: int = logging.IN
     logger.log(level, "Context parallel: %s", notice.text())
     if option.listener is not None:
         option.listener(notice)
-
-
-def make_room(model: ModelPatcher, session: Session, *, loaded: bool, memory: float) -> None:
-    """Have the host leave its device to the rank that runs there too.
-
-    What the host keeps on it (text encoders, blocks of freed memory) would let that rank load its weights only in part,
-    and all others would wait for it in every call. loaded: the weights are there. memory: of its activations, bytes.
-    """
-    device, management = model.load_device, comfy.model_management
-    if device.type == "cpu" or device not in map(torch.device, session.group.config.devices):
-        return
-    # As much as the host asks for before it loads a model.
-    weights = 0 if loaded else 1.1 * model.model_size()
-    needed = max(memory + management.extra_reserved_memory(), management.minimum_inference_memory())
-    # To detach the latest run's twin would be to unload the ranks.
-    kept = [one for one in management.current_loaded_models if one.model is session.twin]
-    management.free_memory(weights + needed, device, kept)
-    management.soft_empty_cache()
 
 
 def _num_rows(guider: object, noise: Tensor) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from ..compilation import Compilation
 from ..compile_config import CompileConfig
 from ..mesh_ranks import MeshRanks
 from ..parallel_vae import parallel_decode
+from .comfy_rank_arguments import rank_arguments
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -89,6 +90,14 @@ class Service:
                 found = from_module(payload["module"], payload["tensors"], self.context.device)
             self._models[name] = found
         return {"private_bytes": private_bytes(self._models[name])}
+
+    def missing(self, payload: Mapping) -> dict:
+        """Of each rank, how many bytes of a model's weights are not on its device; None without such a model."""
+        from .comfy_rank_models import missing_bytes
+
+        model = self._models.get(payload["model"])
+        _, model = self._quantized.get(payload["model"], ("", model))
+        return {"bytes": None if model is None else missing_bytes(model)}
 
     def forget(self, payload: Mapping) -> None:
         """Free these models, a VAE's too, here and on the device."""
@@ -245,11 +254,3 @@ class Service:
             self._run.leave_device()
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
-
-
-def rank_arguments(arguments: Mapping[str, object], device: torch.device) -> dict[str, object]:
-    """The server's command line for a rank on this device.
-
-    Without what keeps models there: a rank has nothing but the ones that the server asks for, until it asks otherwise.
-    """
-    return {**arguments, "cpu": device.type == "cpu", "highvram": False, "gpu_only": False}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import comfy.model_management
 import torch
+import torch.distributed as dist
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
@@ -74,6 +75,17 @@ def with_patches(model: ModelPatcher, payload: Mapping) -> ModelPatcher:
 def computing_dtype(model: BaseModel) -> str:
     """What the host casts a call's tensors to, and this model's weights are in, or are cast to."""
     return str(model.manual_cast_dtype or model.get_dtype())
+
+
+def missing_bytes(model: ModelPatcher) -> list[int]:
+    """Of every rank, how many bytes of the model's weights are not on its device; all of them ask together."""
+    loaded = model.loaded_size()
+    whole = loaded and not model.model.model_lowvram  # the host's two counts may differ then
+    found = [0 if whole else max(0, model.model_size() - loaded)]
+    if dist.is_initialized():
+        found *= dist.get_world_size()
+        dist.all_gather_object(found, found[0])
+    return found
 
 
 def quantized_to(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, dict], list[Tensor]]:

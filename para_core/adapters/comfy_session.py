@@ -60,7 +60,6 @@ class Session:
         self.twin: ModelPatcher | None = None  # of the latest run: what the host knows of the ranks' model
         self._watch = DeviceWatch(self.detached)
         self._run: Run | None = None
-        self.on_devices: str | None = None  # the model whose weights the latest run left there, as `prepare` names it
 
     @property
     def world_size(self) -> int:
@@ -85,6 +84,19 @@ class Session:
         """`Prepared.model`; nothing of it is forgotten meanwhile."""
         with self.group.turn(cancelled):
             return self.prepared.model(model)
+
+    def missing(self, model: ModelPatcher) -> list[int]:
+        """Of each rank, how many bytes of this model's weights are not on its device, whatever the LoRAs in them.
+
+        Only the ranks know: they load in part where room is short, and push a part off for another model or a VAE.
+        """
+        name = self.prepared.built_as(model) if self.group.connected else None
+        found = None if name is None else self._ask("missing", {"model": name})["bytes"]
+        return found or [model.model_size()] * self.world_size
+
+    def stands_for_ranks(self, patcher: ModelPatcher) -> bool:
+        """Whether this one of the host's list of models is there in the place of what the ranks have."""
+        return patcher is self.twin or patcher in self._watch
 
     def decode(self, names: dict, samples: Tensor, options: dict) -> Tensor:
         """What the VAE of these names decodes, computed by all ranks. names: and its other settings there."""
@@ -137,11 +149,9 @@ class Session:
         run, self._run = self._run, None
         if run is None or not run.loads or not self.group.connected:  # new ranks know of no run
             return
-        self.on_devices = None
         if keep and run.begun is None:  # left half-way; the next run ends it
             return
         answer = self.group.call("end", {"keep": keep}, cancelled=cancelled)
-        self.on_devices = run.settings["model"] if keep else None
         self._tell_compiled(answer, run)
 
     def detached(self, patcher: ModelPatcher, unpatch_all: bool = True) -> None:
@@ -152,7 +162,6 @@ class Session:
         """
         wanted = patcher in self._watch or (patcher is self.twin and not self._is_elsewhere(patcher.load_device))
         if wanted and unpatch_all and self.group.connected and not sys.is_finalizing():
-            self.on_devices = None
             # The twin stays: the host is walking through its list of models, from which a dropped one vanishes.
             try:
                 self.group.call("unload", {}, cancelled=cancelled)
@@ -209,7 +218,7 @@ class Session:
                 "they are started anew",
                 ", ".join(f"--{name.replace('_', '-')}" for name in others),
             )
-        self._configured, self.on_devices = True, None
+        self._configured = True
 
     def _replay(self) -> None:
         """Bring a group that has restarted to where it was."""

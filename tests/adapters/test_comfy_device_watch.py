@@ -11,6 +11,10 @@ FLUX = TINY_MODELS["flux"]
 HERE, THERE = torch.device("cpu"), torch.device("meta")  # of the host's model, and another that it takes care of
 
 
+def free(num_bytes):
+    return lambda device=None, torch_free_too=False: (num_bytes, num_bytes) if torch_free_too else num_bytes
+
+
 @pytest.fixture
 def host(comfy, monkeypatch):
     """The host's memory management on two devices, the second of which is none of the CPU."""
@@ -21,11 +25,9 @@ def host(comfy, monkeypatch):
     if host_version() >= (0, 33):
         monkeypatch.setattr(management, "get_all_torch_devices", lambda: [HERE, THERE])
 
-    def nothing_free(device=None, torch_free_too=False):
-        return (0, 0) if torch_free_too else 0
-
-    monkeypatch.setattr(management, "get_free_memory", nothing_free)
+    monkeypatch.setattr(management, "get_free_memory", free(0))
     monkeypatch.setattr(Session, "world_size", 1)  # of a group that has two devices in name only
+    monkeypatch.setattr(Session, "missing", lambda self, model: [0] * len(self.devices))
     yield management
     management.unload_all_models()
 
@@ -110,3 +112,18 @@ def test_a_run_wants_of_the_hosts_device_what_the_ranks_there_need(elsewhere, ho
     whole, found = asked
     assert whole[0] > whole[1] > 0 and found == tuple(share * num_bytes for num_bytes in whole)
     assert sampling == [here.memory_required([1, *FLUX.latent])], "by which it puts conditionings into one call"
+
+
+def test_the_host_leaves_every_device_of_the_ranks(elsewhere, host, monkeypatch):
+    """To which nodes of the host's may have sent a text encoder."""
+    if host_version() < (0, 33):
+        pytest.skip("ComfyUI 0.3 takes care of one device")
+    from comfy.model_patcher import ModelPatcher
+
+    model, calls = sampled(elsewhere, THERE)
+    text_encoder = ModelPatcher(torch.nn.Identity(), load_device=THERE, offload_device=HERE)
+    with monkeypatch.context() as plenty:
+        plenty.setattr(host, "get_free_memory", free(1e12))
+        host.load_models_gpu([text_encoder])
+    sample(model, FLUX, steps=1)
+    assert text_encoder not in host.loaded_models() and "unload" not in calls

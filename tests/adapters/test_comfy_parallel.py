@@ -98,6 +98,19 @@ def test_the_host_is_told_of_the_memory_of_all_ranks(parallel, monkeypatch):
     assert [notice.mesh for notice in said] == ["batch 2 x ring 1 x Ulysses 1"]
 
 
+def test_what_each_rank_lacks_of_a_model_is_known(parallel, groups):
+    from para_core.parallel_config import ParallelConfig
+
+    model = build(FLUX)
+    session, size = groups.session(ParallelConfig(("cpu", "cpu"))), model.model_size()
+    found = [session.missing(model)]
+    for keep_loaded in (True, False):
+        sample(parallel(model, keep_loaded=keep_loaded), FLUX, steps=1)
+        found.append(session.missing(model))
+    whole = pytest.approx([size, size], rel=1e-3)  # of the diffusion model alone
+    assert found == [whole, [0, 0], whole]
+
+
 def test_options_survive_being_copied(parallel):
     """ComfyUI 0.3 does it with every clone."""
     copied = copy.deepcopy(parallel(build(FLUX)).model_options)

@@ -68,10 +68,10 @@ def test_a_second_run_asks_for_nothing_but_the_calls(elsewhere):
     first = sample(model, FLUX)
     elsewhere.group.calls.clear()
     assert torch.equal(sample(model, FLUX), first)
-    assert set(elsewhere.group.calls) == {"begin", "forward", "end"}
+    assert set(elsewhere.group.calls) == {"missing", "begin", "forward", "end"}
 
 
-@pytest.mark.parametrize(("keep", "calls"), [(True, ["begin"]), (False, ["begin", "end"])])
+@pytest.mark.parametrize(("keep", "calls"), [(True, ["missing", "begin"]), (False, ["missing", "begin", "end"])])
 def test_a_run_that_is_cancelled_while_the_ranks_begin(elsewhere, keep, calls):
     """They do begin; what that put on their devices leaves them where it was not to stay."""
     group, model = elsewhere.group, elsewhere(build(FLUX), keep_loaded=keep)
@@ -79,7 +79,7 @@ def test_a_run_that_is_cancelled_while_the_ranks_begin(elsewhere, keep, calls):
     group.calls.clear()
     with cancelled_once_asked(group, "begin"):
         sample(model, FLUX)
-    assert group.calls[: len(calls)] == calls and group.recover.__self__.on_devices is None
+    assert group.calls[: len(calls)] == calls
     assert torch.equal(sample(model, FLUX), sample(build(FLUX), FLUX))
 
 
@@ -99,78 +99,6 @@ def test_ranks_that_free_their_devices_within_a_run_go_on_with_it(elsewhere):
 
     group.call = without_memory
     assert torch.equal(sample(cached, FLUX, steps=8), expected)
-
-
-@pytest.mark.parametrize(
-    ("loaded", "device", "devices", "asked"),
-    [
-        (False, "cuda:1", ("cuda:0", "cuda:1"), 1.1 * 1000 + 50 + 7),
-        (True, "cuda:1", ("cuda:0", "cuda:1"), 50 + 7),
-        (False, "cuda:1", ("cuda:0", "cuda:2"), None),
-        (False, "cpu", ("cpu", "cpu"), None),
-    ],
-    ids=["weights", "activations", "elsewhere", "cpu"],
-)
-def test_the_host_makes_room_where_a_rank_runs(monkeypatch, loaded, device, devices, asked):
-    import comfy.model_management as management
-
-    from para_core.adapters.comfy_parallel import make_room
-
-    calls = []
-    twin, text_encoder = (SimpleNamespace(model=object()) for _ in range(2))
-    for name, value in {
-        "current_loaded_models": [text_encoder, twin],
-        "extra_reserved_memory": lambda: 7,
-        "minimum_inference_memory": lambda: 20,
-        "free_memory": lambda *args: calls.append(args),
-        "soft_empty_cache": lambda: calls.append("empty"),
-    }.items():
-        monkeypatch.setattr(management, name, value)
-    model = SimpleNamespace(load_device=torch.device(device), model_size=lambda: 1000)
-    session = SimpleNamespace(group=SimpleNamespace(config=SimpleNamespace(devices=devices)), twin=twin.model)
-
-    make_room(model, session, loaded=loaded, memory=50)
-    assert calls == ([] if asked is None else [(asked, torch.device(device), [twin]), "empty"])
-
-
-def test_what_the_ranks_have_on_their_devices_is_known(elsewhere, monkeypatch):
-    """So that the host is asked for room for the weights only where they are not there yet."""
-    import comfy.model_management
-
-    from para_core.adapters import comfy_parallel
-    from para_core.adapters.comfy_quantization import apply_quantization
-
-    asked, model = [], elsewhere(build(FLUX))
-
-    monkeypatch.setattr(comfy_parallel, "make_room", lambda *args, loaded, memory: asked.append(loaded))
-    for _ in range(2):
-        sample(model, FLUX, steps=1)
-    sample(lora(model, 0.5), FLUX, steps=1)
-    quantized, _ = apply_quantization(model, "int8_weight_only")
-    for _ in range(2):
-        sample(quantized, FLUX, steps=1)
-    sample(model, FLUX, steps=1)
-    comfy.model_management.unload_all_models()
-    sample(model, FLUX, steps=1)
-    leaves = elsewhere(build(FLUX), keep_loaded=False)
-    for _ in range(2):
-        sample(leaves, FLUX, steps=1)
-    assert asked == [False, True, True, False, True, False, False, False, False]
-
-
-def test_room_is_made_before_the_ranks_build_a_model(elsewhere, monkeypatch):
-    from para_core.adapters import comfy_parallel
-
-    done = elsewhere.group.calls
-    monkeypatch.setattr(comfy_parallel, "make_room", lambda *args, **settings: done.append("make_room"))
-    sample(elsewhere(lora(build(FLUX), 0.5)), FLUX, steps=1)
-    assert [call for call in done if call not in ("forward", "end")] == [
-        "make_room",
-        "configure",
-        "load",
-        "patch",
-        "begin",
-    ]
 
 
 @pytest.mark.parametrize("decision", ["first_block", "prediction"])

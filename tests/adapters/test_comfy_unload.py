@@ -71,7 +71,7 @@ def test_a_model_that_goes_to_the_cpu_anyway_is_moved_once(comfy, monkeypatch):
 
 
 def test_ranks_do_not_keep_on_their_devices_what_the_server_does():
-    from para_core.adapters.comfy_rank import rank_arguments
+    from para_core.adapters.comfy_rank_arguments import rank_arguments
 
     server = {"highvram": True, "gpu_only": True, "cpu": False, "reserve_vram": 2.0}
     assert rank_arguments(server, torch.device("cuda:1")) == server | {"highvram": False, "gpu_only": False}
