@@ -23,6 +23,7 @@ from ..compilation import Compilation
 from ..compile_config import CompileConfig
 from ..mesh_ranks import MeshRanks
 from ..parallel_vae import parallel_decode
+from ..workers.ports import deaf_afterwards
 from .comfy_rank_arguments import rank_arguments
 
 if TYPE_CHECKING:
@@ -223,8 +224,9 @@ class Service:
         """The mesh of these sizes; its process groups are made once."""
         if sizes not in self._meshes:
             alone = MeshShape(*sizes).world_size == 1
-            made = None if alone else init_device_mesh(self.context.device.type, sizes, mesh_dim_names=AXES)
-            self._meshes[sizes] = RankMesh() if alone else RankMesh.of(made)
+            with deaf_afterwards():
+                made = None if alone else init_device_mesh(self.context.device.type, sizes, mesh_dim_names=AXES)
+                self._meshes[sizes] = RankMesh() if alone else RankMesh.of(made)
         return self._meshes[sizes]
 
     def end(self, payload: Mapping) -> dict:

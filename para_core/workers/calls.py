@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from .call_watch import done_key, failure_key
+from .ports import deaf_afterwards
 from .root_store import ControlStore, LeadersStore
 from .shared_memory import ReceivedBuffer, SharedMemory
 from .status import Status
@@ -81,7 +82,8 @@ class Memories:
         if self._rank == 0:
             probe.close()
         if far:
-            self._carrier = dist.new_group([0, *far], backend="gloo")
+            with deaf_afterwards():
+                self._carrier = dist.new_group([0, *far], backend="gloo")
 
     def send(self, size: int, shared: list[SharedMemory]) -> None:
         """On rank 0, after the order."""

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from .config import GroupConfig, WorkerContext
 from .directory import GroupDirectory, write_private
+from .ports import deaf_afterwards
 from .private_store import PrivateRoot
 from .process import settle
 from .root_store import Root
@@ -49,14 +50,15 @@ def join(place: Place, config: GroupConfig) -> Callable[[], None]:
     torch.set_num_threads(config.num_threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        config.process_group_backend,
-        store=place.root.groups(),
-        rank=place.rank,
-        world_size=place.world_size,
-        # NCCL counts from the moment a collective is queued, which may be a whole call ahead of the device.
-        timeout=timedelta(seconds=config.call_timeout if device.type == "cuda" else config.collective_timeout),
-    )
+    with deaf_afterwards():
+        dist.init_process_group(
+            config.process_group_backend,
+            store=place.root.groups(),
+            rank=place.rank,
+            world_size=place.world_size,
+            # NCCL counts from the moment a collective is queued, which may be a whole call ahead of the device.
+            timeout=timedelta(seconds=config.call_timeout if device.type == "cuda" else config.collective_timeout),
+        )
     context = WorkerContext(place.rank, place.world_size, device)
     service = made(config.service, context)
     if place.rank:
