@@ -57,9 +57,11 @@ class RankWatch:
                     self._note(rank, pid, f"no sign of life for {self._heartbeat_timeout:g} s")
 
     def kill_all(self) -> None:
+        """In the end: nobody wants to know how they ended."""
         with self._lock:
             for pid in self._living:
                 kill_process_group(pid)
+            self._living.clear()
 
     @staticmethod
     def _is_child(pid: int) -> bool:

@@ -90,7 +90,12 @@ class GroupDirectory:
         return last_lines(self.rank_file(rank, "log"), count)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Also while processes that were just killed, or started to replace them, write into it."""
+        for _ in range(50):
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                return
+            time.sleep(0.02)
 
 
 def write_private(path: Path, content: bytes) -> None:

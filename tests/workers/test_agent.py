@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -79,3 +80,15 @@ def test_client_that_ends_takes_everything_along_whatever_a_look_meets(tmp_path,
     assert len(looks) == 4 and not directory.path.exists()
     assert [rank.wait(5) for rank in ranks] == [-signal.SIGKILL] * 2
     assert "look 2" in caplog.text
+
+
+def test_ranks_that_are_killed_in_the_end_are_not_noted_in_a_folder_that_is_gone(tmp_path, ranks):
+    directory, threads = GroupDirectory(tmp_path), set(threading.enumerate())
+    announced(directory, ranks)
+    watch = RankWatch(directory, 2, 60.0)
+    watch.look()
+    waiting = set(threading.enumerate()) - threads
+    watch.kill_all()
+    for thread in waiting:
+        thread.join(5)
+    assert len(waiting) == 2 and directory.deaths() == []

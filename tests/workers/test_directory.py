@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 
@@ -81,3 +82,17 @@ def test_key_that_is_not_the_users_alone_is_refused(tmp_path, monkeypatch, plant
         monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     with pytest.raises(ValueError, match=r"group\.sock\.key is not yours alone: .*Delete it, .*--address"):
         use(tmp_path / "group.sock")
+
+
+def test_folder_goes_also_while_a_dying_process_writes_into_it(monkeypatch):
+    def tree_removed(path, *, ignore_errors):
+        removed(path, ignore_errors=ignore_errors)
+        if not writes:
+            writes.append(path)
+            path.mkdir()
+            path.joinpath("rank0.log").touch()
+
+    directory, removed, writes = GroupDirectory.create(CONFIG), shutil.rmtree, []
+    monkeypatch.setattr(shutil, "rmtree", tree_removed)
+    directory.remove()
+    assert writes and not directory.path.exists()
