@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 
 from ..artifact_cache import ArtifactCache
-from ..attention import AXES, MeshShape, RankMesh
+from ..attention import MeshShape, RankMesh, device_mesh
 from ..compilation import Compilation
 from ..compile_config import CompileConfig
 from ..mesh_ranks import MeshRanks
@@ -223,10 +222,10 @@ class Service:
     def _mesh(self, sizes: tuple[int, int, int]) -> RankMesh:
         """The mesh of these sizes; its process groups are made once."""
         if sizes not in self._meshes:
-            alone = MeshShape(*sizes).world_size == 1
+            shape = MeshShape(*sizes)
             with deaf_afterwards():
-                made = None if alone else init_device_mesh(self.context.device.type, sizes, mesh_dim_names=AXES)
-                self._meshes[sizes] = RankMesh() if alone else RankMesh.of(made)
+                made = None if shape.world_size == 1 else device_mesh(self.context.device.type, shape)
+                self._meshes[sizes] = RankMesh() if made is None else RankMesh.of(made)
         return self._meshes[sizes]
 
     def end(self, payload: Mapping) -> dict:

@@ -5,7 +5,7 @@ Imports point one way: context -> {ring, ulysses} -> {kernels, sequence} -> {mes
 
 from .context import LocalAttention, context_attention
 from .kernels import BACKENDS, require_lse
-from .mesh import AXES, Axis, MeshShape, RankMesh, init_context_parallel_mesh
+from .mesh import AXES, Axis, MeshShape, RankMesh, device_mesh, init_context_parallel_mesh
 from .mesh_choice import MeshRequest, choose_mesh, rows_divide
 from .sequence import all_gather_sequence, balanced_lengths, slice_of
 
@@ -21,6 +21,7 @@ __all__ = [
     "balanced_lengths",
     "choose_mesh",
     "context_attention",
+    "device_mesh",
     "init_context_parallel_mesh",
     "require_lse",
     "rows_divide",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from math import prod
 
+import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -71,9 +73,10 @@ class RankMesh:
 
     @classmethod
     def of(cls, mesh: DeviceMesh) -> RankMesh:
-        """From a mesh of `init_context_parallel_mesh`. Collective where ring and Ulysses are both used: makes a group.
+        """From a mesh of `init_context_parallel_mesh`.
 
-        Raises ValueError for other axes, or for ranks that are not in ascending order.
+        Collective: makes groups where batch, ring and Ulysses are all used. Raises ValueError for other axes, or for
+        ranks that are not in ascending order.
         """
         if mesh.mesh_dim_names != AXES:
             raise ValueError(
@@ -91,8 +94,15 @@ class RankMesh:
 def _sequence(mesh: DeviceMesh, batch: Axis, ring: Axis, ulysses: Axis) -> Axis:
     if ulysses.size == 1 or ring.size == 1:
         return ring if ulysses.size == 1 else ulysses
-    # Only the members meet here: two batch rows of a mesh need not wait for each other.
-    return Axis.of(dist.new_group(mesh.mesh[batch.rank].flatten().tolist(), use_local_synchronization=True))
+    rows, timeout = mesh.mesh.flatten(1).tolist(), default_timeout(mesh.device_type)
+    if len(rows[0]) == dist.get_world_size():
+        return Axis.of(dist.group.WORLD)
+    if mesh.size() == dist.get_world_size():
+        # Every rank makes all rows' groups, as names are counted; those that only members make had another number of
+        # groups in it on each rank (before pytorch#189073).
+        return Axis.of([dist.new_group(row, timeout=timeout) for row in rows][batch.rank])
+    # A part of a larger mesh, whose other ranks do not come here.
+    return Axis.of(dist.new_group(rows[batch.rank], timeout=timeout, use_local_synchronization=True))
 
 
 def init_context_parallel_mesh(
@@ -117,7 +127,36 @@ def init_context_parallel_mesh(
         )
     maxima = max_batch_dim_size, max_ring_dim_size, max_ulysses_dim_size
     shape = greedy_shape(dist.get_world_size(), *maxima)
-    return init_device_mesh(device_type, shape.sizes, mesh_dim_names=AXES)
+    return device_mesh(device_type, shape)
+
+
+def device_mesh(device_type: str, shape: MeshShape) -> DeviceMesh:
+    """All ranks of the default process group in this shape. Collective: makes groups with that one's timeout.
+
+    init_device_mesh alone gives them torch's own, which is 10 or 30 minutes.
+    """
+    mesh = init_device_mesh(device_type, shape.sizes, mesh_dim_names=AXES)
+    timeout = default_timeout(device_type)
+    for name in AXES:
+        if timeout is not None and mesh.get_group(name) is not dist.group.WORLD:
+            set_timeout(mesh.get_group(name), timeout)
+    return mesh
+
+
+def default_timeout(device_type: str) -> timedelta | None:
+    """Of the default process group, for what runs on such a device; None where its backend does not tell."""
+    try:
+        return dist.group.WORLD._get_backend(torch.device(device_type)).options._timeout
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def set_timeout(group: ProcessGroup, timeout: timedelta) -> None:
+    """For the operations of a group from now on."""
+    if hasattr(dist, "set_timeout"):  # torch 2.14
+        dist.set_timeout(timeout, group)
+    else:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def greedy_shape(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,8 @@ from .mesh import Axis
 
 # (q, k, v, ring rank whose keys these are) -> (out, lse)
 AttendBlock = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+PATIENCE = 5.0  # seconds that an error waits for what is on its way
 
 
 def ring_attention(
@@ -30,11 +34,16 @@ def ring_attention(
     for step in range(axis.size):
         source = (axis.rank - step) % axis.size
         transfer = None if step + 1 == axis.size else Transfer(block, axis, key_lengths[(source - 1) % axis.size])
-        block_out, block_lse = attend(q, k, v, source)
-        if out is None:
-            out, lse = block_out.to(block_lse.dtype), block_lse
-        else:
-            out, lse = update_out_and_lse(out, lse, block_out, block_lse)
+        try:
+            block_out, block_lse = attend(q, k, v, source)
+            if out is None:
+                out, lse = block_out.to(block_lse.dtype), block_lse
+            else:
+                out, lse = update_out_and_lse(out, lse, block_out, block_lse)
+        except BaseException:
+            if transfer is not None:
+                transfer.settle()
+            raise
         if transfer is not None:
             block = transfer.wait()
             k, v = block.keys_and_values()
@@ -83,3 +92,16 @@ class Transfer:
         for work in self._works:
             work.wait()
         return self.received
+
+    def settle(self) -> None:
+        """Instead of wait(), before an error leaves: gloo's connection does not survive a message that is dropped.
+
+        For PATIENCE at most, since a rank that has failed elsewhere never answers; then a thread keeps it.
+        """
+        waiting = threading.Thread(target=self._outlast, name="para-transfer", daemon=True)
+        waiting.start()
+        waiting.join(PATIENCE)
+
+    def _outlast(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the error that leaves says more
+            self.wait()

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -67,8 +68,8 @@ class Memories:
         self._carrier: dist.ProcessGroup | None = None
         self._maps = True
 
-    def agree(self, store: ControlStore, world_size: int) -> None:
-        """Finds out who can map: by a probe in rank 0's memory."""
+    def agree(self, store: ControlStore, world_size: int, timeout: timedelta) -> None:
+        """Finds out who can map: by a probe in rank 0's memory. timeout: of a broadcast to the others."""
         if self._rank == 0:
             secret = secrets.token_bytes(16)
             probe = SharedMemory.create(len(secret))
@@ -83,7 +84,7 @@ class Memories:
             probe.close()
         if far:
             with deaf_afterwards():
-                self._carrier = dist.new_group([0, *far], backend="gloo")
+                self._carrier = dist.new_group([0, *far], timeout=timeout, backend="gloo")
 
     def send(self, size: int, shared: list[SharedMemory]) -> None:
         """On rank 0, after the order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 
@@ -68,6 +69,12 @@ class GroupConfig:
         times = ("start_timeout", "collective_timeout", "call_timeout", "heartbeat_timeout", "failure_grace")
         if wrong := [f"{name}={getattr(self, name)}" for name in times if not getattr(self, name) > 0]:
             raise ValueError(f"{', '.join(wrong)}; times are seconds above 0")
+
+    @property
+    def process_group_timeout(self) -> timedelta:
+        """NCCL counts from the moment a collective is queued, which may be a whole call ahead of the device."""
+        cuda = self.devices[0].startswith("cuda")
+        return timedelta(seconds=self.call_timeout if cuda else self.collective_timeout)
 
     @property
     def process_group_backend(self) -> str:

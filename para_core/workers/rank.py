@@ -56,13 +56,12 @@ def join(place: Place, config: GroupConfig) -> Callable[[], None]:
             store=place.root.groups(),
             rank=place.rank,
             world_size=place.world_size,
-            # NCCL counts from the moment a collective is queued, which may be a whole call ahead of the device.
-            timeout=timedelta(seconds=config.call_timeout if device.type == "cuda" else config.collective_timeout),
+            timeout=config.process_group_timeout,
         )
     context = WorkerContext(place.rank, place.world_size, device)
     service = made(config.service, context)
     if place.rank:
-        return Follower(context, service, place.root).run
+        return Follower(context, service, place.root, config).run
     leader = Leader(context, service, place.root, config)
     return lambda: leader.run(place.socket, place.key)
 

@@ -25,7 +25,7 @@ from .status import ABANDONED, Status, formatted, is_harmless, usable
 class Performer:
     """Runs a method of the service on a received message; the same on every rank."""
 
-    def __init__(self, context: WorkerContext, service: object, root: Root) -> None:
+    def __init__(self, context: WorkerContext, service: object, root: Root, config: GroupConfig) -> None:
         self.context = context
         self.service = service
         self.inbox = ReceivedBuffer()
@@ -33,7 +33,7 @@ class Performer:
         control = root.control()
         self.rounds = Rounds(control, context.rank, context.world_size)
         self.memories = Memories(context.rank, self.inbox)
-        self.memories.agree(control, context.world_size)
+        self.memories.agree(control, context.world_size, config.process_group_timeout)
         control.set(f"ready/{context.rank}", json.dumps({"pid": os.getpid(), "device": str(context.device)}))
         self.peers = [json.loads(control.get(f"ready/{rank}")) for rank in range(context.world_size)]
 
@@ -56,7 +56,7 @@ class Performer:
         return self.context.device.type == "cpu" and method in getattr(self.service, "borrowing", ())
 
     def failed(self, call: int, error: BaseException) -> Status:
-        device, harmless = self.context.device, is_harmless(error)
+        device, harmless = self.context.device, is_harmless(error, self.context.device.type)
         text = formatted(error)
         self.rounds.fail(call, text)
         if device.type == "cuda" and harmless:
@@ -75,8 +75,8 @@ def _settled(device: torch.device) -> bool:
 
 
 class Follower(Performer):
-    def __init__(self, context: WorkerContext, service: object, root: Root) -> None:
-        super().__init__(context, service, root)
+    def __init__(self, context: WorkerContext, service: object, root: Root, config: GroupConfig) -> None:
+        super().__init__(context, service, root, config)
         StackTeller(root.control(), context.rank)
 
     @torch.inference_mode()
@@ -100,7 +100,7 @@ class Follower(Performer):
 
 class Leader(Performer):
     def __init__(self, context: WorkerContext, service: object, root: Root, config: GroupConfig) -> None:
-        super().__init__(context, service, root)
+        super().__init__(context, service, root, config)
         self._incarnation = secrets.token_hex(8)
         self._patience = config.collective_timeout
         self._call = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ MAX_TRACEBACK = 16_000  # characters
 class Status:
     """sequences: how many collectives the rank has entered, by process group; ranks that differ are out of step.
 
-    harmless: of a rank that raised, whether its device can be used as before.
+    harmless: of a rank that raised, whether its device and its connections can be used as before.
     """
 
     rank: int
@@ -61,35 +62,52 @@ def in_step(statuses: list[Status]) -> bool:
 
 # What torch's own checks and a service's raise before anything goes wrong on a device.
 HARMLESS = (ValueError, NotImplementedError, torch.OutOfMemoryError)
+# DistError covers the stores and NCCL; what gloo raises has no type of its own.
+OF_THE_TRANSPORT = re.compile(r"\bgloo/|\bGloo connect|pair closure|closed by peer|Timed out waiting", re.IGNORECASE)
 OF_A_DEVICE = re.compile(r"\b(CUDA|HIP|cuBLAS|cuDNN|NCCL) (error|failure)|_STATUS_|device-side assert", re.IGNORECASE)
 
 
-def is_harmless(error: BaseException) -> bool:
-    """Whether a CUDA context is as before: of these types exactly, and no error of the device behind it.
+def is_harmless(error: BaseException, device_type: str) -> bool:
+    """Whether a rank is as before: no error of the ranks' connections behind it, and on CUDA none of the device.
 
-    After an illegal access or a failed assertion in a kernel the context answers every later call with that error,
-    at whatever comes first: as a torch.AcceleratorError, a RuntimeError, or what a library makes of it.
+    A connection that timed out or lost its other end answers every later message with an error. On CUDA only errors of
+    the types above are harmless: after an illegal access or a failed assertion in a kernel the context answers every
+    later call with that error, at whatever comes first: as a torch.AcceleratorError, a RuntimeError, or what a library
+    makes of it.
     """
-    if type(error) not in HARMLESS:
-        return False
+    if device_type == "cpu":
+        return not any(map(_of_the_transport, _links(error)))
+    return type(error) in HARMLESS and not any(_of_the_transport(link) or _of_a_device(link) for link in _links(error))
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """The error and those behind it."""
     link: BaseException | None = error
     while link is not None:
-        of_memory = type(link) is torch.OutOfMemoryError  # its text may name the CUDA error of the allocation
-        if not of_memory and (type(link).__name__ == "AcceleratorError" or OF_A_DEVICE.search(str(link))):
-            return False  # by name: torch has that type since 2.8
+        yield link
         link = link.__cause__ or link.__context__
-    return True
+
+
+def _of_the_transport(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or OF_THE_TRANSPORT.search(str(error)) is not None
+
+
+def _of_a_device(error: BaseException) -> bool:
+    if type(error) is torch.OutOfMemoryError:  # its text may name the CUDA error of the allocation
+        return False
+    # by name: torch has that type since 2.8
+    return type(error).__name__ == "AcceleratorError" or OF_A_DEVICE.search(str(error)) is not None
 
 
 def usable(statuses: list[Status], device_type: str) -> bool:
     """Whether after a failure the ranks can be asked again; else new ones are needed.
 
-    On CUDA all must have raised, and harmlessly: of NCCL's point-to-point messages the counts say nothing, and one
-    that nobody received would be taken for one of the next call.
+    What was raised must be harmless. On CUDA all must have raised, too: of NCCL's point-to-point messages the counts
+    say nothing, and one that nobody received would be taken for one of the next call.
     """
-    if not in_step(statuses):
+    if not in_step(statuses) or not all(status.harmless for status in statuses):
         return False
-    return device_type == "cpu" or all(status.error is not None and status.harmless for status in statuses)
+    return device_type == "cpu" or all(status.error is not None for status in statuses)
 
 
 def formatted(error: BaseException) -> str:

@@ -110,6 +110,16 @@ def test_next_block_travels_while_this_one_is_attended_to(gloo_ranks):
     assert gloo_ranks(4).run("attention.cases.num_overlapped") == [[*events * 3, "attend"]] * 4
 
 
+def test_error_in_a_ring_waits_for_what_is_on_its_way_but_not_for_ever(gloo_ranks):
+    (said, taken, right), other = gloo_ranks(2).run("attention.mesh_groups.ring_with_late_rank", patience=0.3)
+    assert said == "rank 0 is out of memory" and 0.3 <= taken < 5 and right
+    assert other[0] == "rank 1 is out of memory" and other[2]
+
+
+def test_error_between_portions_of_heads_leaves_no_trace(gloo_ranks):
+    assert gloo_ranks(2).run("attention.mesh_groups.portions_with_error") == [True, True]
+
+
 @pytest.mark.parametrize(("num_tokens", "expected"), [(1088, 1), (4608, 2), (16384, 7)])
 def test_cpu_keeps_portions_below_what_is_mapped_anew(num_tokens, expected):
     q = torch.empty(1, 24, 3, 128, dtype=torch.bfloat16, device="meta")

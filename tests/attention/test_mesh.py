@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
@@ -127,3 +129,58 @@ def test_mesh_of_the_literature_on_ranks(gloo_ranks):
     maxima = {"max_batch_dim_size": 2, "max_ring_dim_size": 2}
     names = ("batch", "ring", "ulysses")
     assert gloo_ranks(4).run("attention.cases.mesh_of_literature", maxima=maxima) == [((2, 2, 1), names)] * 4
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (2, 1, 2), (2, 1, 1)], ids=str)
+def test_groups_have_the_timeout_of_the_default_group(gloo_ranks, shape):
+    size = shape[0] * shape[1] * shape[2]
+    found = gloo_ranks(size).run("attention.mesh_groups.timeouts", shape=shape, seconds=77.0)
+    assert found == [dict.fromkeys(("batch", "ring", "ulysses", "sequence"), 77.0)] * size
+
+
+def test_mesh_is_made_where_ranks_are_in_different_numbers_of_groups(gloo_ranks):
+    """Of torch before July 2026, which salted the names of groups with that number."""
+    assert gloo_ranks(4).run("attention.mesh_groups.sums_with_former_names") == [(4.0, 0)] * 4
+
+
+@pytest.fixture
+def as_rank() -> Iterator[Callable[[int, int], None]]:
+    """as_rank(rank, world_size): this process is that one of ranks that do not exist."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def become(rank: int, world_size: int) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+
+    yield become
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_every_rank_makes_the_groups_of_all_batch_rows_in_one_order(as_rank, monkeypatch):
+    import torch.distributed as dist
+
+    made, new_group = {}, dist.new_group
+    for rank in range(8):
+        as_rank(rank, 8)
+        mesh, made[rank] = init_mesh("cpu", max_batch_dim_size=2, max_ring_dim_size=2), []
+
+        def recorded(ranks, *, made=made[rank], **options):
+            made.append((ranks, sorted(options)))
+            return new_group(ranks, **options)
+
+        monkeypatch.setattr(dist, "new_group", recorded)
+        assert RankMesh.of(mesh).sequence.ranks == tuple(range(rank // 4 * 4, rank // 4 * 4 + 4))
+    assert all(groups == [([0, 1, 2, 3], ["timeout"]), ([4, 5, 6, 7], ["timeout"])] for groups in made.values())
+
+
+def test_mesh_that_is_a_part_of_a_larger_one(as_rank):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    for rank in (0, 6):
+        as_rank(rank, 8)
+        axes = ("batch", "ring", "ulysses")
+        mesh = init_device_mesh("cpu", (2, 1, 2, 2), mesh_dim_names=("replica", *axes))[axes]
+        assert RankMesh.of(mesh).sequence.ranks == tuple(range(rank // 4 * 4, rank // 4 * 4 + 4))

@@ -9,6 +9,9 @@ import time
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from para_core.attention import AXES, RankMesh, context_attention
 
 
 class Session:
@@ -81,6 +84,28 @@ class Session:
         time.sleep(0.05)
 
 
+class RingSession(Session):
+    """Attention on a ring of all ranks, and what breaks the connections between them."""
+
+    def __init__(self, context):
+        super().__init__(context)
+        self.mesh = RankMesh.of(init_device_mesh("cpu", (1, context.world_size, 1), mesh_dim_names=AXES))
+
+    def attend(self, payload):
+        """q: the same on all ranks. refused_on: the ranks whose kernel gets a mask that does not fit."""
+        q, size = payload["q"], self.context.world_size
+        mask = None
+        if self.context.rank in payload["refused_on"]:
+            mask = torch.ones(1, 1, 2, q.shape[2] * size, dtype=torch.bool)
+        return context_attention(
+            q * (self.context.rank + 1), q, q, mesh=self.mesh, lengths=[q.shape[2]] * size, mask=mask
+        )
+
+    def receive(self, payload):
+        """What no rank sends."""
+        dist.recv(torch.empty(1), src=1 - self.context.rank)
+
+
 class FarSession(Session):
     """The last rank stands for one of another machine: it cannot open the first one's memory."""
 
@@ -97,6 +122,11 @@ class FarSession(Session):
         found[self.context.rank] = own
         dist.all_reduce(found)
         return found
+
+    def timeouts(self, payload):
+        """Seconds of every process group that rank 0 is in."""
+        groups = dist.distributed_c10d._world.pg_map
+        return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
 
     @staticmethod
     def _refuse(*arguments):

@@ -54,7 +54,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 @linux
 def test_only_loopback_is_bound_and_two_groups_live_side_by_side(group, start):
-    other = start(devices=("cpu",) * 3, service="workers.services:FarSession")
+    other = start(devices=("cpu",) * 3, service="workers.services:FarSession", collective_timeout=300.0)
     assert other.call("info")[:2] == [0, 3] and group.call("info")[:2] == [0, 2]
     assert other.address != group.address
     for directory, count in ((group.address.parent, 2), (other.address.parent, 3)):
@@ -66,6 +66,7 @@ def test_only_loopback_is_bound_and_two_groups_live_side_by_side(group, start):
     expected = torch.tensor([[499500.0, 5.0]] * 3, dtype=torch.float64)
     assert torch.equal(other.call("sums", payload), expected), "the third rank receives by broadcast"
     assert torch.equal(other.call("sums", Shared(payload)), expected)
+    assert other.call("timeouts") == [300.0, 300.0], "of all ranks, and of the broadcast to the third"
 
 
 @pytest.fixture
