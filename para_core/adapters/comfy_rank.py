@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..artifact_cache import ArtifactCache
-from ..attention import MeshShape, RankMesh, device_mesh
+from ..attention import MeshShape
 from ..compilation import Compilation
 from ..compile_config import CompileConfig
 from ..mesh_ranks import MeshRanks
 from ..parallel_vae import parallel_decode
-from ..workers.ports import deaf_afterwards
 from .comfy_rank_arguments import rank_arguments
+from .comfy_rank_meshes import RankMeshes
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -43,7 +43,7 @@ class Service:
         self._models: dict[str, ModelPatcher] = {}
         self._quantized: dict[str, tuple[str, ModelPatcher]] = {}  # of models, by what the server calls it
         self._variants: dict[tuple[str, str], ModelPatcher] = {}
-        self._meshes: dict[tuple[int, int, int], RankMesh] = {}
+        self._meshes = RankMeshes(context.device.type)
         self._vae: tuple[str, ModelPatcher] | None = None
         self._run: RankRun | None = None
         self._run_of: str | None = None  # the model of the latest run
@@ -189,7 +189,7 @@ class Service:
         attention = chosen_attention()
 
         def ranks(sizes: tuple[int, int, int]) -> MeshRanks:
-            return MeshRanks(self._mesh(sizes), attention)
+            return MeshRanks(self._meshes.of(MeshShape(*sizes)), attention)
 
         self._attention = self._attention or AttentionOnRanks()
         compilation = None if payload["compile"] is None else self._compilation(payload["model"], payload["compile"])
@@ -218,15 +218,6 @@ class Service:
             cache = None if directory is None else ArtifactCache(directory, self.context.device)
             self._compilations[key] = Compilation(key[1], cache)
         return self._compilations[key]
-
-    def _mesh(self, sizes: tuple[int, int, int]) -> RankMesh:
-        """The mesh of these sizes; its process groups are made once."""
-        if sizes not in self._meshes:
-            shape = MeshShape(*sizes)
-            with deaf_afterwards():
-                made = None if shape.world_size == 1 else device_mesh(self.context.device.type, shape)
-                self._meshes[sizes] = RankMesh() if made is None else RankMesh.of(made)
-        return self._meshes[sizes]
 
     def end(self, payload: Mapping) -> dict:
         """End the run; with keep False, free this rank's device too."""

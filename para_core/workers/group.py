@@ -181,7 +181,8 @@ class WorkerGroup:
         try:
             answer = self._line.ask(method, message, look)
         except Overdue:
-            raise self._overdue(method, timeout) from None
+            overdue = f"no answer to {method} within {timeout:g} s; the ranks are replaced"
+            raise WorkerError(overdue, details=self._replace()) from None
         except WorkerError as error:
             self._losses.latest = error
             raise
@@ -245,10 +246,6 @@ class WorkerGroup:
                 raise _closed() from None
             self.close()
             raise
-
-    def _overdue(self, method: str, timeout: float) -> WorkerError:
-        details = self._replace()
-        return WorkerError(f"no answer to {method} within {timeout:g} s; the ranks are replaced", details=details)
 
     def _replace(self) -> str:
         """New ranks for those that hang; where they hang, which is worth more than that they do."""
