@@ -9,7 +9,9 @@ import socket
 import torch
 import torch.distributed as dist
 
-from para_core.workers import WorkerContext, ports
+from para_core.adapters.comfy_rank_meshes import RankMeshes
+from para_core.attention import MeshShape
+from para_core.workers import ports
 
 
 def takes_connections(port: int) -> bool:
@@ -39,11 +41,8 @@ def group_made(rank: int, world_size: int, *, deaf: bool) -> tuple[list[bool], f
 
 
 def mesh_of_the_service(rank: int, world_size: int) -> tuple[list[bool], float]:
-    from para_core.adapters.comfy_rank import Service
-
-    service = Service.__new__(Service)
-    service._meshes, service.context = {}, WorkerContext(rank, world_size, torch.device("cpu"))
-    mesh, found = opened_by(lambda: service._mesh((1, 1, world_size)))
+    meshes = RankMeshes("cpu")
+    mesh, found = opened_by(lambda: meshes.of(MeshShape(1, 1, world_size)))
     return [takes_connections(port) for port in found], sum_of_ranks(rank, mesh.sequence.group)
 
 
