@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixtures_in_process import dying
 from safetensors.torch import save_file
-from tiny_models import TINY_MODELS, build, fbcache, relative, sample
+from tiny_models import TINY_MODELS, build, fbcache, host_version, relative, sample
 from tiny_models.lora import lora
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -141,6 +141,8 @@ def test_models_of_a_client_that_is_gone_are_forgotten(elsewhere):
 
 def test_what_a_client_that_is_gone_made_of_a_model_goes_too(elsewhere, tmp_path):
     """The next one has the same file, and calls it by the same name."""
+    if host_version() < (0, 33):
+        pytest.skip("ComfyUI 0.3's loaders leave no recipe")
     import comfy.sd
 
     from para_core.adapters.comfy_parallel import apply_parallel
