@@ -31,7 +31,7 @@ class InProcess:
         self.service = Service(Context())
         self.calls = []
 
-    def call(self, method, payload, *, cancelled=None):
+    def call(self, method, payload, *, cancelled=None, renew=True):
         if cancelled is not None:
             cancelled()
         from para_core.workers import Shared

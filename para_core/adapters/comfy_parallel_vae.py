@@ -51,7 +51,7 @@ class RemoteDecoder:
 
     def __init__(self, vae: VAE, group: Session) -> None:
         self._group, self._estimate, self._dtype = group, vae.memory_used_decode, vae.vae_dtype
-        self._names = group.prepared.vae(vae.patcher) | {"whole": vae.disable_offload}
+        self._names = group.prepare_vae(vae.patcher) | {"whole": vae.disable_offload}
         self._host_tiles = not getattr(vae, "handles_tiling", False)  # others' models make tiles, where no rank is
         self.in_tiles = False
 

@@ -18,6 +18,7 @@ from .comfy_travel import received, sendable, tensors_in
 DIFFUSION_MODEL = "diffusion_model."
 Ask = Callable[[Mapping], Mapping]  # payload of `computed` -> its answer from the ranks
 OF_MODULES = {"__call__", "forward", "state_dict"}  # of what every module has, what can be asked for
+WEIGHTS, BUFFERS = {"parameters", "named_parameters"}, {"buffers", "named_buffers"}  # and what is read here
 
 
 class Part:
@@ -53,18 +54,20 @@ def attribute(original: Callable[[], ModelPatcher], ask: Ask, path: str, name: s
     """What stands under a name in the diffusion model, or in the part at `path`, for code outside the forward.
 
     Methods are computed elsewhere, modules with weights are a `Part`, and a weight is its shape and dtype alone, on
-    the meta device. Everything else needs no weights, and is the MODEL's own.
+    the meta device. Everything else, buffers too, needs no weights, and is the MODEL's own.
     """
     model = original()
     module, inner = _part(model, path), f"{path}.{name}".lstrip(".")
     value = getattr(module, name)
     if isinstance(value, nn.Module):
         return Part(original, ask, inner) if _has_weights(value) else value
-    if name in module._parameters or name in module._buffers:
+    if name in WEIGHTS:
+        return lambda *args, **kwargs: map(_shape_of, value(*args, **kwargs))
+    if name in module._parameters:
         if DIFFUSION_MODEL + inner in model.patches:  # some LoRAs change the shape
             return _like(*computed_elsewhere(ask, path, name, (), {}))
         return None if value is None else _like(value.shape, value.dtype)
-    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and name not in BUFFERS:
         return lambda *args, **kwargs: computed_elsewhere(ask, path, name, args, kwargs)
     return value
 
@@ -114,6 +117,11 @@ def _part(model: ModelPatcher, path: str) -> nn.Module:
 
 def _has_weights(module: nn.Module) -> bool:
     return next(itertools.chain(module.parameters(), module.buffers()), None) is not None
+
+
+def _shape_of(found: Tensor | tuple[str, Tensor]) -> Tensor | tuple[str, Tensor]:
+    """A weight, or one with its name, as `attribute` gives it."""
+    return (found[0], _shape_of(found[1])) if isinstance(found, tuple) else _like(found.shape, found.dtype)
 
 
 def _like(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

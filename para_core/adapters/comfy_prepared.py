@@ -118,8 +118,11 @@ class Prepared:
         return {"model": name}
 
     def take_dropped(self) -> list[str]:
-        """What the ranks have of the host's dropped models, by the names there; whoever asks has them forget it."""
-        names = self._without_owner()
+        """What the ranks have of the host's dropped models, by the names there; whoever asks has them forget it.
+
+        Not those that lie in a file's pages alone: they take no memory, and may be loaded again under their name.
+        """
+        names = [name for name in self._without_owner() if self._built[name].num_bytes]
         for name in names:
             del self._built[name]
         if self._vae_model is not None and self._vae_model[1]() is None:

@@ -85,13 +85,19 @@ class Session:
         with self.group.turn(cancelled):
             return self.prepared.model(model)
 
+    def prepare_vae(self, vae: ModelPatcher) -> dict:
+        """`Prepared.vae`, in the same way."""
+        with self.group.turn(cancelled):
+            return self.prepared.vae(vae)
+
     def missing(self, model: ModelPatcher) -> list[int]:
         """Of each rank, how many bytes of this model's weights are not on its device, whatever the LoRAs in them.
 
         Only the ranks know: they load in part where room is short, and push a part off for another model or a VAE.
         """
-        name = self.prepared.built_as(model) if self.group.connected else None
-        found = None if name is None else self._ask("missing", {"model": name})["bytes"]
+        with self.group.turn(cancelled):
+            name = self.prepared.built_as(model) if self.group.connected else None
+            found = None if name is None else self._ask("missing", {"model": name})["bytes"]
         return found or [model.model_size()] * self.world_size
 
     def stands_for_ranks(self, patcher: ModelPatcher) -> bool:
@@ -185,7 +191,8 @@ class Session:
                 return
             with self.group.turn():
                 if names := self.prepared.take_dropped():
-                    self.group.call("forget", {"models": names})
+                    # Not a time to load models, and not the thread in which cancel is awaited.
+                    self.group.call("forget", {"models": names}, renew=False)
         except WorkerError as error:
             logger.warning("the ranks did not free the memory of models: %s", error)
 

@@ -87,13 +87,15 @@ class WorkerGroup:
         *,
         cancelled: Callable[[], bool] | None = None,
         timeout: float | None = None,
+        renew: bool = True,
     ) -> Payload:
         """Runs the service's method on every rank with the same payload; rank 0's result, tensors on the CPU.
 
         cancelled: asked every 50 ms; where it returns true (Cancelled) or raises, the call is left at once: the ranks
         finish it, and the next call waits for that, for collective_timeout at most: ranks that take longer are
         replaced. timeout: seconds for the ranks' work; then they are replaced.
-        A lost rank is replaced, `recover` called and the payload sent again, max_restarts times in a row.
+        A lost rank is replaced, `recover` called and the payload sent again, max_restarts times in a row; with renew
+        False that is left to the next call, and a WorkerError raised.
         Raises WorkerError with rank and traceback where a rank raised or hangs (the group stays usable, perhaps with
         new ranks; the call is not made again), or is lost for good (the group is closed then); ValueError for a
         payload that cannot travel.
@@ -102,6 +104,8 @@ class WorkerGroup:
             raise ValueError(f"method={method!r} cannot be called; give the name of a public method of the service")
         message = Message(payload)
         with self.turn(cancelled):
+            if not (renew or self._is_recovered):
+                raise WorkerError(f"the ranks are new, and {method} was not to wait for what they lack")
             while True:
                 try:
                     return self._attempt(method, message, cancelled, timeout)
@@ -112,6 +116,12 @@ class WorkerGroup:
                     if self._recovering:
                         raise  # to the call that recovers, which begins again
                     self._or_close(self._losses.count, lost)
+                    if not renew:
+                        raise self._losses.latest from lost
+
+    @property
+    def _is_recovered(self) -> bool:
+        return self._line.is_open and self._recovered == self._line.hello["incarnation"]
 
     def state(self) -> dict:
         """For people: {"address", "restarts", "ranks": [...]}, each rank as describe gives it."""

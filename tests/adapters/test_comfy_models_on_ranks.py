@@ -67,6 +67,24 @@ def test_ranks_forget_between_runs(elsewhere):
     assert torch.equal(sample(elsewhere(models[0]), FLUX), sample(models[0], FLUX))
 
 
+def test_a_file_that_is_loaded_again_is_still_there(elsewhere, tmp_path):
+    """As by a server that keeps no results between prompts; its pages cost no memory."""
+    if host_version() < (0, 33):
+        pytest.skip("ComfyUI 0.3's loaders leave no recipe")
+    import comfy.sd
+
+    file, results = tmp_path / "flux.safetensors", []
+    save_file(build(FLUX).model.diffusion_model.state_dict(), file)
+    for _ in range(2):
+        model = elsewhere(comfy.sd.load_diffusion_model(str(file)))
+        results.append(sample(model, FLUX, steps=2))
+        del model
+        gc.collect()
+        elsewhere.group.recover.__self__.tidy()
+    assert torch.equal(*results)
+    assert elsewhere.group.calls.count("load") == 1 and "forget" not in elsewhere.group.calls
+
+
 def shared_bytes(pid: int) -> int:
     """Of what the server has sent to a rank to stay there."""
     lines = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:" in line]

@@ -174,7 +174,8 @@ def test_parts_compute_with_the_loaded_weights_at_any_time(elsewhere, scheme, ca
 
 def test_what_needs_no_weights_stays_here(elsewhere):
     model = build(TINY_MODELS["ltxv"])
-    original = model.model.diffusion_model
+    original, table = model.model.diffusion_model, torch.ones(2)
+    original.patchify_proj.register_buffer("table", table)
 
     def results(base):
         ltxv, asked = base.diffusion_model, len(elsewhere.group.calls)
@@ -182,6 +183,10 @@ def test_what_needs_no_weights_stays_here(elsewhere):
         assert ltxv.patchifier is original.patchifier and ltxv.patchifier.patchify(x)[0].shape == (1, 24, 128)
         assert ltxv.patchify_proj.weight.shape == original.patchify_proj.weight.shape
         assert ltxv.patchify_proj.weight.is_meta and ltxv.patchify_proj.in_features == 128
+        assert next(ltxv.patchify_proj.parameters()).dtype is torch.float32
+        named = dict(ltxv.patchify_proj.named_parameters())
+        assert named["weight"].is_meta and named["weight"].shape == original.patchify_proj.weight.shape
+        assert ltxv.patchify_proj.table is table and dict(ltxv.patchify_proj.named_buffers())["table"] is table
         assert not hasattr(ltxv, "preprocess_text_embeds") and not hasattr(ltxv.patchify_proj, "another")
         return len(elsewhere.group.calls) - asked
 

@@ -91,6 +91,20 @@ def test_rank_killed_between_two_calls(loaded):
     assert len(recovered) == 1
 
 
+def test_a_call_that_is_not_worth_new_ranks_leaves_them_to_the_next(loaded):
+    group, recovered = loaded
+    expected = group.call("step", {"x": torch.ones(3)})
+    os.kill(group.state()["ranks"][1]["pid"], signal.SIGKILL)
+    with pytest.raises(WorkerError, match="rank 1 was lost: SIGKILL"):
+        group.call("step", {"x": torch.ones(3)}, renew=False)
+    with pytest.raises(WorkerError, match="the ranks are new, and step was not to wait"):
+        group.call("step", {"x": torch.ones(3)}, renew=False)
+    assert recovered == []
+    assert torch.equal(group.call("step", {"x": torch.ones(3)}), expected)
+    assert torch.equal(group.call("step", {"x": torch.ones(3)}, renew=False), expected)
+    assert len(recovered) == 1
+
+
 def test_ranks_killed_while_they_load_and_again_while_they_recover(loaded, tmp_path):
     group, recovered = loaded
     expected = group.call("step", {"x": torch.ones(3)})
