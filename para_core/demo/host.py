@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,12 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .host_messages import HostError, Listener, refusal, until_end
 from .workflow import to_api
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,7 @@ HOW_TO_GET_ONE = (
     "no ComfyUI found: set COMFYUI_PATH to a checkout, or get one with `comfy install` (pip install comfy-cli)"
 )
 CPU_ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention")
-TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
-Listener = Callable[[str, dict], None]
 LOAD_ERRORS = re.compile(r"IMPORT FAILED|Cannot import|Error while calling")
-
-
-class HostError(Exception):
-    """The host did not start, refused a workflow, or failed while running it; the message is one line for a user."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ class ComfyServer:
             with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            raise HostError(_refusal(error.read(), error)) from None
+            raise HostError(refusal(error.read(), error)) from None
         return json.loads(text) if text else None
 
     def run_workflow(self, workflow: dict, *, timeout: float = 600, listener: Listener | None = None) -> HostRun:
@@ -161,7 +155,7 @@ class ComfyServer:
             start = time.perf_counter()
             answer = await asyncio.to_thread(self.request, "/prompt", {"prompt": prompt, "client_id": client})
             try:
-                events = await asyncio.wait_for(_until_end(messages, answer["prompt_id"], listener), timeout)
+                events = await asyncio.wait_for(until_end(messages, answer["prompt_id"], listener), timeout)
             except asyncio.TimeoutError:
                 raise HostError(f"the workflow did not end within {timeout:g} s") from None
         outputs = {data["node"]: data["output"] for type_, data in events if type_ == "executed" and data["output"]}
@@ -204,46 +198,6 @@ class ComfyServer:
         if failed := [line for line in self.log().splitlines() if LOAD_ERRORS.search(line)]:
             raise HostError(f"ComfyUI could not load the pack: {failed[0]}")
         logger.info("ComfyUI ready at %s after %.1f s", self.url, time.monotonic() - start)
-
-
-async def _until_end(messages, prompt_id: str, listener: Listener | None) -> list[tuple[str, dict]]:
-    """The server's messages up to the end of one prompt. Raises HostError where the prompt ends badly."""
-    events = []
-    async for message in messages:
-        event = _binary_event(message.data) if isinstance(message.data, bytes) else json.loads(message.data)
-        type_, data = event["type"], event["data"]
-        events.append((type_, data))
-        if listener is not None:
-            listener(type_, data)
-        if isinstance(data, dict) and data.get("prompt_id") == prompt_id:
-            if type_ == "execution_success":
-                return events
-            if type_ == "execution_error":
-                raise HostError(f"{data['node_type']}: {data['exception_message'].strip()}")
-            if type_ == "execution_interrupted":
-                raise HostError(f"interrupted at {data['node_type']}")
-    raise HostError("the server ended while the workflow was running")
-
-
-def _binary_event(message: bytes) -> dict:
-    """A text on a node, or a preview, of which only the size is kept."""
-    kind, length = struct.unpack_from(">II", message)
-    if kind != TEXT_EVENT:
-        return {"type": "preview", "data": {"num_bytes": len(message)}}
-    node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
-    return {"type": "progress_text", "data": {"node": node, "text": text}}
-
-
-def _refusal(body: bytes, error: urllib.error.HTTPError) -> str:
-    """One line from the server's answer to a prompt that it refuses: the first node's first complaint."""
-    try:
-        answer = json.loads(body)
-        for node in (answer.get("node_errors") or {}).values():
-            for complaint in node["errors"]:
-                return f"{node['class_type']}: {complaint['message']} ({complaint['details']})"
-        return f"{answer['error']['message']} {answer['error'].get('details', '')}".strip()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the server answers {error.code} {error.reason}"
 
 
 def _free_port() -> int:

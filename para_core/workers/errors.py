@@ -19,6 +19,11 @@ class Cancelled(Exception):
     """The caller's `cancelled` returned true."""
 
 
+def closed() -> WorkerError:
+    """What is raised by a group that is no more."""
+    return WorkerError("the group is closed; start another one")
+
+
 def cause_of(traceback: str) -> str:
     """The line of a formatted traceback that says what was raised; its message may have further lines."""
     lines = traceback.splitlines() or [""]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +12,12 @@ from pathlib import Path
 from .channel import POLL, ConnectionLost
 from .config import GroupConfig
 from .describe import describe
-from .errors import WorkerError
+from .errors import WorkerError, closed
 from .launch import LocalGroup
 from .line import Line, Overdue, Patience
 from .losses import Losses
 from .protocol import Message, Payload
-
-logger = logging.getLogger(__name__)
+from .recovery import Recovery
 
 
 class WorkerGroup:
@@ -33,14 +31,12 @@ class WorkerGroup:
 
     def __init__(self, line: Line, losses: Losses, config: GroupConfig, local: LocalGroup | None = None) -> None:
         self.config = config
-        self.recover: Callable[[], None] | None = None
+        self._recovery = Recovery(line)
         self._line = line
         self._losses = losses
         self._local = local
         self._lock = threading.RLock()
         self._closing = threading.RLock()
-        self._recovered: str | None = None  # the incarnation of the ranks that has the session's state
-        self._recovering = False
         self._closed = False
         atexit.register(self.close)
 
@@ -65,6 +61,14 @@ class WorkerGroup:
             made(group)
         group.join(cancelled)
         return group
+
+    @property
+    def recover(self) -> Callable[[], None] | None:
+        return self._recovery.how
+
+    @recover.setter
+    def recover(self, how: Callable[[], None] | None) -> None:
+        self._recovery.how = how
 
     @property
     def address(self) -> Path:
@@ -104,7 +108,7 @@ class WorkerGroup:
             raise ValueError(f"method={method!r} cannot be called; give the name of a public method of the service")
         message = Message(payload)
         with self.turn(cancelled):
-            if not (renew or self._is_recovered):
+            if not (renew or self._recovery.is_done):
                 raise WorkerError(f"the ranks are new, and {method} was not to wait for what they lack")
             while True:
                 try:
@@ -112,16 +116,12 @@ class WorkerGroup:
                 except ConnectionLost as lost:
                     self._line.close()
                     if self._closed:
-                        raise _closed() from lost
-                    if self._recovering:
+                        raise closed() from lost
+                    if self._recovery.is_running:
                         raise  # to the call that recovers, which begins again
                     self._or_close(self._losses.count, lost)
                     if not renew:
                         raise self._losses.latest from lost
-
-    @property
-    def _is_recovered(self) -> bool:
-        return self._line.is_open and self._recovered == self._line.hello["incarnation"]
 
     def state(self) -> dict:
         """For people: {"address", "restarts", "ranks": [...]}, each rank as describe gives it."""
@@ -147,7 +147,7 @@ class WorkerGroup:
         try:
             with self.turn(cancelled):
                 self._connect(Patience(cancelled))
-                self._recovered = self._line.hello["incarnation"]
+                self._recovery.note()
         except BaseException:
             self.close()
             raise
@@ -163,7 +163,7 @@ class WorkerGroup:
             look()
         try:
             if self._closed:
-                raise _closed()
+                raise closed()
             yield
         finally:
             self._lock.release()
@@ -186,7 +186,7 @@ class WorkerGroup:
             self._settle(look)
         if not self._line.is_open:
             self._connect(look)
-        self._recover()
+        self._recovery.run()
         look.limit(timeout)
         try:
             answer = self._line.ask(method, message, look)
@@ -196,7 +196,7 @@ class WorkerGroup:
         except WorkerError as error:
             self._losses.latest = error
             raise
-        if not self._recovering:
+        if not self._recovery.is_running:
             self._losses.forget()
         return answer
 
@@ -206,26 +206,9 @@ class WorkerGroup:
         try:
             self._line.settle(look)
         except Overdue:
-            stacks = self._replace()
-            limit = self.config.collective_timeout
-            self._losses.latest = WorkerError(f"the ranks hung for {limit:g} s in a call that was left", details=stacks)
-            logger.warning("%s", self._losses.latest)
+            self._losses.note_hung(self.config.collective_timeout, self._replace())
         finally:
             look.limit(None)
-
-    def _recover(self) -> None:
-        incarnation = self._line.hello["incarnation"]
-        if self._recovering or self._recovered == incarnation:
-            return
-        if self.recover is not None:
-            self._recovering = True
-            try:
-                self.recover()
-            finally:
-                self._recovering = False
-        if not self._line.is_open or self._line.hello["incarnation"] != incarnation:
-            raise ConnectionLost("the ranks were lost again while they recovered")
-        self._recovered = incarnation
 
     def _connect(self, look: Patience) -> None:
         """Waits for ranks that start. Raises WorkerError, with the group closed, where they will not come."""
@@ -234,7 +217,7 @@ class WorkerGroup:
         def wait() -> None:
             look()
             if self._closed:  # by another thread
-                raise _closed()
+                raise closed()
             self._or_close(self._losses.check_start)
             if time.monotonic() > deadline:
                 self.close()
@@ -253,7 +236,7 @@ class WorkerGroup:
             check(*arguments)
         except (WorkerError, FileNotFoundError):
             if self._closed:  # meanwhile, by another thread: no rank is to blame, and the group's files are gone
-                raise _closed() from None
+                raise closed() from None
             self.close()
             raise
 
@@ -263,7 +246,3 @@ class WorkerGroup:
         if stacks is None and self._local is not None:
             self._local.kill_ranks()
         return stacks or ""
-
-
-def _closed() -> WorkerError:
-    return WorkerError("the group is closed; start another one")

@@ -43,6 +43,11 @@ class Losses:
         if len(deaths) + self._in_a_row > self._max_restarts:
             raise self._error(deaths[-1] if deaths else None)
 
+    def note_hung(self, seconds: float, stacks: str) -> None:
+        """Ranks that a call was left to had to be replaced; nobody waits for it, so nothing is raised."""
+        self.latest = WorkerError(f"the ranks hung for {seconds:g} s in a call that was left", details=stacks)
+        logger.warning("%s", self.latest)
+
     def count(self, cause: Exception) -> None:
         """One more; raises it as WorkerError when it is one too many."""
         self.latest = self._error(self._noted(), cause)

@@ -76,7 +76,7 @@ def test_everything_is_freed_when_a_run_is_cancelled(held, name, decision):
 
     tiny = TINY_MODELS[name]
     cached = fbcache(build(tiny), ALWAYS, cancel, decision=decision, order=2)
-    with mock.patch("para_core.adapters.comfy_fbcache.TELL_INTERVAL", 0.0):
+    with mock.patch("para_core.adapters.comfy_cache_run.TELL_INTERVAL", 0.0):
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             sample(cached, tiny, steps=8, cfg=4.0, num_tokens=(9, 5))
     assert held.alive() == []

@@ -91,7 +91,7 @@ def test_close_in_a_hook_ends_the_call(group, close):
 
 @pytest.mark.parametrize("close", [WorkerGroup.close, closed_by_another_thread], ids=["own", "another"])
 def test_close_while_recovering_ends_the_call(group, close):
-    group.recover, group._recovered = (lambda: close(group)), None
+    group.recover, group._recovery._incarnation = (lambda: close(group)), None
     with pytest.raises(WorkerError, match="^the group is closed"):
         group.call("echo", PAYLOAD)
     assert_nothing_is_held(group)
