@@ -33,3 +33,15 @@ def groups(comfy):
     groups = Groups()
     yield groups
     groups.close()
+
+
+@pytest.fixture
+def on_two_ranks(groups):
+    """(model, *, listener=None, **settings) -> a MODEL that samples on those processes."""
+    from para_core.adapters.comfy_parallel import apply_parallel
+    from para_core.parallel_config import ParallelConfig
+
+    def spread(model, *, listener=None, **settings):
+        return apply_parallel(model, ParallelConfig(("cpu", "cpu"), **settings), groups.session, listener=listener)
+
+    return spread

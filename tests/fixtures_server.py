@@ -30,3 +30,10 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> ComfyServ
     settings.write_text(json.dumps(SETTINGS))
     with ComfyServer(comfyui, base_directory=base) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def no_ranks_afterwards(server: ComfyServer):
+    yield
+    server.request("/para/ranks/stop", {})
+    assert not server.request("/para/ranks")

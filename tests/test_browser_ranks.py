@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_server_parallel import WORKFLOW, ranks, spread
+from parallel_prompts import WORKFLOW, ranks, spread
 
 NONE = {"en": "No processes are running.", "zh": "没有正在运行的进程。"}
 WORDS = {"en": ("idle", "memory", "Stop all", "Rank"), "zh": ("空闲", "内存", "全部停止", "进程")}

@@ -1,24 +1,28 @@
-"""The Context-Parallel Launcher and Parallel VAE Decode through a real server, with processes that die and cancels."""
+"""The Context-Parallel Launcher and Parallel VAE Decode through a real server."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
 import os
 import re
-import resource
 import signal
 import sys
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_server import SHIPPED, demo, pixels
+from parallel_prompts import (
+    WORKFLOW,
+    alone,
+    key_of,
+    latent_of,
+    ranks,
+    report_of,
+    reported,
+    spread,
+)
+from test_server import demo, pixels
 from traces import Traces
 from two_machines import documented_command, two_agents
 
@@ -26,93 +30,10 @@ from para_core.demo.host import PACK, ComfyServer, HostError
 from para_core.demo.workflow import to_api
 
 HELP, LAUNCHER_ID = PACK / "web" / "docs", "ParaContextParallelLauncher"
-WORKFLOW = SHIPPED.with_name("para_demo_parallel.json")
-LAUNCHER = {
-    "num_devices": 2, "devices": "cpu", "ring_degree": 0, "ulysses_degree": 0, "batch_parallel": "auto",
-    "backend": "auto", "attach_to": "", "keep_loaded": True,
-}  # fmt: skip
 DECODER = {"num_devices": 2, "devices": "cpu", "backend": "auto", "attach_to": ""}
-LONG = 150  # steps: long enough to get at a run while it goes on
 
 
-def key_of(prompt: dict, class_type: str) -> str:
-    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
-
-
-def spread(server: ComfyServer, *, steps: int = 28, seed: int = 1, cache: bool = True, **settings) -> dict:
-    """The demo workflow on two processes, the launcher in front of the patcher; its latent is saved too."""
-    prompt = demo(server, KSampler={"steps": steps, "seed": seed})
-    del prompt[key_of(prompt, "ParaAccelerationReport")]
-    loader, patcher, sampler = (key_of(prompt, name) for name in ("UNETLoader", "ParaFBCachePatcher", "KSampler"))
-    inputs = LAUNCHER | settings | {"model": [loader, 0]}
-    prompt["launcher"] = {"class_type": "ParaContextParallelLauncher", "inputs": inputs}
-    prompt[patcher]["inputs"]["model"] = ["launcher", 0]
-    if not cache:
-        prompt[sampler]["inputs"]["model"] = ["launcher", 0]
-    prompt["latent"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "spread"}}
-    return prompt
-
-
-def alone(prompt: dict) -> dict:
-    """The same workflow without the launcher."""
-    (source,) = (node["inputs"]["model"] for node in prompt.values() if "Launcher" in node["class_type"])
-    left = {key: node for key, node in prompt.items() if key != "launcher"}
-    return {
-        key: {**node, "inputs": {n: source if v == ["launcher", 0] else v for n, v in node["inputs"].items()}}
-        for key, node in left.items()
-    }
-
-
-def reported(prompt: dict) -> dict:
-    """The same with an Acceleration Report behind the sampler."""
-    sampler = key_of(prompt, "KSampler")
-    inputs = {"model": prompt[sampler]["inputs"]["model"], "after": [sampler, 0]}
-    return prompt | {"report": {"class_type": "ParaAccelerationReport", "inputs": inputs}}
-
-
-def report_of(run) -> str:
-    return run.outputs["report"]["text"][0]
-
-
-def latent_of(server: ComfyServer, run) -> torch.Tensor:
-    (saved,) = run.outputs["latent"]["latents"]
-    return load_file(server.base_directory / saved["type"] / saved["subfolder"] / saved["filename"])["latent_tensor"]
-
-
-def ranks(server: ComfyServer) -> list[dict]:
-    groups = server.request("/para/ranks")
-    return groups[0]["ranks"] if groups else []
-
-
-class StepTimes(list):
-    """As a listener: when the sampler has made a step."""
-
-    def __call__(self, type_: str, data: dict) -> None:
-        if type_ == "progress":
-            self.append(time.monotonic())
-
-    def longest(self, since: float) -> float:
-        """Seconds that the longest step took that was made after `since`."""
-        return max(end - begun for begun, end in itertools.pairwise(self) if end > since)
-
-
-def started(server: ComfyServer, prompt: dict, listener: StepTimes | None = None) -> tuple[Future, ThreadPoolExecutor]:
-    """Queue it, and return when the ranks are busy with it."""
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(server.run_workflow, prompt, listener=listener)
-    end = time.monotonic() + 120
-    while not any(rank["state"] == "busy" for rank in ranks(server)):
-        assert time.monotonic() < end and not future.done(), future.result() if future.done() else "never busy"
-        time.sleep(0.05)
-    time.sleep(0.7)
-    return future, pool
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stopped_afterwards(server):
-    yield
-    server.request("/para/ranks/stop", {})
-    assert ranks(server) == []
+pytestmark = pytest.mark.usefixtures("no_ranks_afterwards")
 
 
 def test_the_picture_is_that_of_one_device_with_the_same_decisions(server):
@@ -181,94 +102,6 @@ def _bytes_read(pid: int) -> int:
         return int(next(line for line in figures if line.startswith("rchar")).split()[1])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(server):
-    """cache -> what the long workflow with or without the cache gives."""
-    return functools.cache(lambda cache: latent_of(server, server.run_workflow(long_run(server, cache))))
-
-
-def long_run(server: ComfyServer, cache: bool, **settings) -> dict:
-    return spread(server, steps=LONG, seed=10, cache=cache, **settings)
-
-
-# The settings say in other words what is chosen anyway: the host would not run the same prompt twice.
-@pytest.mark.parametrize(
-    ("victim", "signal_", "cache", "settings"),
-    [
-        (0, signal.SIGKILL, False, {"batch_parallel": "off"}),
-        (1, signal.SIGKILL, True, {"batch_parallel": "off"}),
-        (1, signal.SIGSTOP, False, {"ulysses_degree": 2}),
-    ],
-    ids=["first", "second, cache", "hanging"],
-)
-def test_a_lost_rank_costs_time_and_not_the_picture(server, undisturbed, victim, signal_, cache, settings):
-    expected, steps = undisturbed(cache), StepTimes()
-    future, pool = started(server, reported(long_run(server, cache, **settings)), steps)
-    with pool:
-        killed = time.monotonic()
-        os.kill(ranks(server)[victim]["pid"], signal_)
-        assert torch.equal(latent_of(server, future.result()), expected)
-        assert "Restarts during the run: 1; what was lost" in report_of(future.result())
-    noticed = 20 if signal_ == signal.SIGSTOP else 0  # heartbeat_timeout
-    # From the loss until the new ranks have made the step, on a machine that others use as much as it takes then.
-    assert steps.longest(since=killed) - noticed < 15 * max(1.0, os.getloadavg()[0] / os.cpu_count())
-    assert ("no sign of life" in ranks(server)[victim]["error"]) == (signal_ == signal.SIGSTOP)
-
-
-def test_three_kills_in_a_row_are_one_error_and_the_next_prompt_works(server):
-    server.run_workflow(spread(server, seed=12))  # the processes are there: the next run is soon among its steps
-    future, pool = started(server, spread(server, steps=LONG, seed=11, cache=False))
-    time.sleep(1)
-    killed = set()
-    with pool:
-        while not future.done():
-            for rank in ranks(server):
-                if rank["rank"] == 1 and rank["pid"] and rank["pid"] not in killed:
-                    time.sleep(0.5)  # let it come up
-                    os.kill(rank["pid"], signal.SIGKILL)
-                    killed.add(rank["pid"])
-            time.sleep(0.05)
-        with pytest.raises(HostError, match=r"^KSampler: rank 1 was lost: SIGKILL(\n|$)") as error:
-            future.result()
-    assert len(killed) == 3
-    assert "Traceback" not in str(error.value)
-    assert server.run_workflow(spread(server, seed=13)).images
-
-
-def test_a_rank_out_of_memory_is_one_error_without_another_try(server):
-    """The limit goes with the process: were anything tried again on new ones, the run would succeed."""
-    server.run_workflow(spread(server, seed=14))
-    pid = ranks(server)[1]["pid"]
-    limit = _virtual_memory(pid) + 8 * 2**20
-    resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
-    prompt = spread(server, seed=15, cache=False)
-    prompt[key_of(prompt, "EmptySD3LatentImage")]["inputs"] |= {"width": 1024, "height": 1024}
-    begun = time.monotonic()
-    with pytest.raises(HostError, match=r"^KSampler: rank 1 raised in forward: .*allocate.*\n") as error:
-        server.run_workflow(prompt)
-    assert time.monotonic() - begun < 30
-    assert str(error.value).count("Traceback") == 1 and "comfy_rank" in str(error.value)
-    assert server.run_workflow(spread(server, seed=16)).images
-
-
-def _virtual_memory(pid: int) -> int:
-    with open(f"/proc/{pid}/statm") as figures:
-        return int(figures.read().split()[0]) * resource.getpagesize()
-
-
-def test_cancel_takes_effect_at_once_and_leaves_the_processes(server):
-    server.free()
-    future, pool = started(server, spread(server, steps=LONG, seed=20, cache=False))
-    with pool:
-        pids, start = [rank["pid"] for rank in ranks(server)], time.monotonic()
-        server.request("/interrupt", {})
-        with pytest.raises(HostError, match="interrupted at KSampler"):
-            future.result()
-        assert time.monotonic() - start < 2.0
-    server.run_workflow(spread(server, seed=21))
-    assert [rank["pid"] for rank in ranks(server)] == pids
-
-
 def test_what_the_ranks_cannot_do_is_refused_in_one_line(server):
     prompt = spread(server)
     prompt["easy"] = {
@@ -286,23 +119,6 @@ def test_what_the_ranks_cannot_do_is_refused_in_one_line(server):
         server.run_workflow(prompt)
     with pytest.raises(HostError, match=r"ulysses_degree 2 does not divide|num_devices is 3, but devices names 2"):
         server.run_workflow(spread(server, num_devices=3, devices="cpu, cpu"))
-
-
-def test_stop_while_the_ranks_start(server):
-    server.request("/para/ranks/stop", {})
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server.run_workflow, spread(server, steps=4, seed=60))
-        end = time.monotonic() + 60
-        while not (shown := ranks(server)):
-            assert time.monotonic() < end and not future.done()
-        assert [rank["state"] for rank in shown] == ["starting", "starting"]
-        stopped = time.monotonic()
-        server.request("/para/ranks/stop", {})
-        assert ranks(server) == []
-        with pytest.raises(HostError, match="the group is closed"):
-            future.result()
-        assert time.monotonic() - stopped < 3
-    assert server.run_workflow(spread(server, steps=4, seed=61)).images
 
 
 def test_parallel_decode_gives_the_same_picture(server):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from .heartbeat import Silence
 
 RESTARTS = 1_000_000
 INTERVAL = 0.1
+FAILED = r"failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: {pid}\)"  # torch 2.14's words
 logger = logging.getLogger(__name__)
 
 
@@ -31,11 +33,15 @@ class RankWatch:
     """Notes how ranks end, kills those that give no sign of life, and after a death the others of that start.
 
     The others hang in a collective or wait for a rank that will not come; killed, they are replaced at once.
+    While a rank starts it may be silent for start_timeout: Python keeps its other threads waiting while it maps a
+    library, which takes long from a disk in the network.
     """
 
-    def __init__(self, directory: GroupDirectory, world_size: int, heartbeat_timeout: float) -> None:
+    def __init__(
+        self, directory: GroupDirectory, world_size: int, *, heartbeat_timeout: float, start_timeout: float
+    ) -> None:
         self._directory = directory
-        self._heartbeat_timeout = heartbeat_timeout
+        self._timeouts = {True: heartbeat_timeout, False: start_timeout}  # by whether a rank is ready
         self._silence = Silence()
         self._living: dict[int, int] = {}  # pid: rank
         self._met: set[int] = set()
@@ -52,9 +58,10 @@ class RankWatch:
                     threading.Thread(target=self._await_end, args=(pid, rank), daemon=True).start()
                     self._met.add(pid)  # a killed one is not taken up again while it dies
                     self._living[pid] = rank
-                if known and silence[rank] > self._heartbeat_timeout:
+                timeout = self._timeouts[self._directory.is_ready(rank)]
+                if known and silence[rank] > timeout:
                     kill_process_group(pid)
-                    self._note(rank, pid, f"no sign of life for {self._heartbeat_timeout:g} s")
+                    self._note(rank, pid, f"no sign of life for {timeout:g} s")
 
     def kill_all(self) -> None:
         """In the end: nobody wants to know how they ended."""
@@ -73,9 +80,10 @@ class RankWatch:
     def _await_end(self, pid: int, rank: int) -> None:
         try:
             # WNOWAIT: only a look; the status is left for the elastic agent.
-            cause = _cause(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))
-        except ChildProcessError:
-            cause = "it ended"
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            cause = _cause(ended.si_status, by_signal=ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED))
+        except ChildProcessError:  # the elastic agent was first: on a busy machine
+            cause = self._logged_cause(pid)
         with self._lock:
             if self._living.pop(pid, None) is None:
                 return
@@ -84,24 +92,35 @@ class RankWatch:
             self._living.clear()
             self._note(rank, pid, cause)
 
+    def _logged_cause(self, pid: int) -> str:
+        """From the line that the elastic agent writes about the first rank whose end it sees."""
+        for _ in range(20):
+            if found := re.search(FAILED.format(pid=pid), self._directory.agent_log.read_text(errors="replace")):
+                code = int(found[1])
+                return _cause(abs(code), by_signal=code < 0)
+            time.sleep(0.05)
+        return "it ended"
+
     def _note(self, rank: int, pid: int, cause: str) -> None:
         """With the lock, so that causes stand in their order; a full disk costs no more than the note."""
         with contextlib.suppress(OSError):
             self._directory.add_death(rank, pid, cause)
 
 
-def _cause(ended: os.waitid_result) -> str:
-    if ended.si_code not in (os.CLD_KILLED, os.CLD_DUMPED):
-        return f"exit code {ended.si_status}"
+def _cause(status: int, *, by_signal: bool) -> str:
+    if not by_signal:
+        return f"exit code {status}"
     try:
-        return signal.Signals(ended.si_status).name
+        return signal.Signals(status).name
     except ValueError:  # one of the real-time ones
-        return f"signal {ended.si_status}"
+        return f"signal {status}"
 
 
 def watch(directory: GroupDirectory, client: int) -> None:
     config = directory.config()
-    ranks = RankWatch(directory, len(config.devices), config.heartbeat_timeout)
+    # Half: what hangs while it starts is replaced as long as the client still waits.
+    heartbeat, start = config.heartbeat_timeout, max(config.start_timeout / 2, config.heartbeat_timeout)
+    ranks = RankWatch(directory, len(config.devices), heartbeat_timeout=heartbeat, start_timeout=start)
     met: set[str] = set()
     while os.getppid() == client:
         _look(ranks, met)

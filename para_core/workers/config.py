@@ -30,8 +30,9 @@ class GroupConfig:
     rank on the CPU. Times are seconds: start_timeout until all ranks are ready; collective_timeout of the process
     group (NCCL's has call_timeout), for the other ranks once one has finished a call, and for a call that its caller
     has left; call_timeout for a call in which no rank finishes or enters a collective (a step may take many minutes,
-    and a compilation too); heartbeat_timeout until a rank that gives no sign of life counts as dead; failure_grace for
-    the other ranks once one has raised. max_restarts: how many losses of a rank in a row are made good before an error.
+    and a compilation too); heartbeat_timeout until a rank that gives no sign of life counts as dead, half of
+    start_timeout while it starts; failure_grace for the other ranks once one has raised. max_restarts: how many losses
+    of a rank in a row are made good before an error.
     """
 
     devices: tuple[str, ...]

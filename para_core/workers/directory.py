@@ -75,6 +75,15 @@ class GroupDirectory:
         except FileNotFoundError:
             return None
 
+    def set_ready(self, rank: int) -> None:
+        """By the rank itself, when it has started; a new process of that rank has yet to."""
+        self.rank_file(rank, "beat").write_text("ready")
+
+    def is_ready(self, rank: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return self.rank_file(rank, "beat").stat().st_size > 0
+        return False
+
     def add_death(self, rank: int, pid: int, cause: str) -> None:
         with self._deaths.open("a") as file:
             file.write(json.dumps({"rank": rank, "pid": pid, "cause": cause}) + "\n")

@@ -220,8 +220,10 @@ class WorkerGroup:
                 raise closed()
             self._or_close(self._losses.check_start)
             if time.monotonic() > deadline:
+                limit = self.config.start_timeout
+                error = self._losses.not_ready(f"the group at {self.address} was not ready within {limit:g} s")
                 self.close()
-                raise WorkerError(f"the group at {self.address} was not ready within {self.config.start_timeout:g} s")
+                raise error
 
         while not self._line.is_open:
             wait()

@@ -8,7 +8,7 @@ import time
 from .errors import WorkerError
 from .launch import LocalGroup
 
-NOTED_WITHIN = 2.0  # seconds in which the agent writes a death down
+NOTED_WITHIN = 10.0  # seconds in which the agent writes a death down, also on a machine that is busy
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +56,14 @@ class Losses:
         logger.warning("%s (loss %d in a row, %d are made good)", headline, self._in_a_row, self._max_restarts)
         if self._in_a_row > self._max_restarts:
             raise self.latest
+
+    def not_ready(self, text: str) -> WorkerError:
+        """The ranks do not come, with what they wrote meanwhile."""
+        found = []
+        for rank in range(len(self._local.config.devices) if self._local is not None else 0):
+            lines = self._local.directory.last_lines(rank)
+            found += [f"rank {rank}, {'ready' if self._local.directory.is_ready(rank) else 'not ready'}:", *lines]
+        return WorkerError(text, details="\n".join(found))
 
     def _noted(self) -> dict | None:
         deadline = time.monotonic() + NOTED_WITHIN

@@ -84,7 +84,9 @@ def main(path: str) -> None:
     root = PrivateRoot(directory.path, start, rank, len(config.devices), directory.key(), patience)
     place = Place(rank, len(config.devices), config.devices[rank], root, directory.socket, directory.key())
     try:
-        join(place, config)()
+        serve = join(place, config)
+        directory.set_ready(rank)
+        serve()
     except FailedToStart as error:
         write_private(directory.rank_file(rank, "error"), formatted(error.__cause__).encode())
         sys.exit(FAILED_TO_START)

@@ -20,14 +20,6 @@ def compiled(tmp_path):
     )
 
 
-@pytest.fixture
-def launched(groups):
-    from para_core.adapters.comfy_parallel import apply_parallel
-    from para_core.parallel_config import ParallelConfig
-
-    return lambda model, **settings: apply_parallel(model, ParallelConfig(("cpu", "cpu"), **settings), groups.session)
-
-
 def report_of(patcher):
     from para_core.adapters.comfy_compile import last_compile_report
 
@@ -44,11 +36,11 @@ def report_of(patcher):
     ],
     ids=["flux-ulysses", "flux-ring", "wan-ulysses", "wan-ring"],
 )
-def test_compiled_blocks_give_the_same_in_one_piece(compiled, launched, tiny, backend, settings):
+def test_compiled_blocks_give_the_same_in_one_piece(compiled, on_two_ranks, tiny, backend, settings):
     model, reports = build(tiny), []
     config = {"fullgraph": True, "backend": backend}
     here = compiled(model, **config | {"backend": "eager"})
-    there = launched(compiled(model, reports.append, **config), **settings)
+    there = on_two_ranks(compiled(model, reports.append, **config), **settings)
     for num_tokens in ((7, 7), (9, 5), (7, 7)):
         call = {"cfg": 4.0, "num_tokens": num_tokens}
         assert relative(sample(there, tiny, **call), sample(model, tiny, **call)) <= EXACT
@@ -61,14 +53,14 @@ def test_compiled_blocks_give_the_same_in_one_piece(compiled, launched, tiny, ba
     assert report.cache_bytes > 0 or backend != "inductor"
 
 
-def test_a_lora_and_the_cache_compile_nothing_anew(compiled, launched):
+def test_a_lora_and_the_cache_compile_nothing_anew(compiled, on_two_ranks):
     model = build(FLUX)
-    sample(launched(compiled(model, backend="eager")), FLUX, cfg=4.0)
+    sample(on_two_ranks(compiled(model, backend="eager")), FLUX, cfg=4.0)
     for strength in (0.7, 0.3):
         changed = lora(model, strength)
         settings = {"max_consecutive_hits": 2}
         expected = sample(fbcache(changed, 100.0, **settings), FLUX, cfg=4.0)
-        patcher = fbcache(launched(compiled(changed, backend="eager")), 100.0, **settings)
+        patcher = fbcache(on_two_ranks(compiled(changed, backend="eager")), 100.0, **settings)
         assert relative(sample(patcher, FLUX, cfg=4.0), expected) <= EXACT
         assert report_of(patcher).compiled == ()
 
@@ -76,14 +68,14 @@ def test_a_lora_and_the_cache_compile_nothing_anew(compiled, launched):
 @pytest.mark.parametrize(
     ("settings", "num_tokens"), [({"ring_degree": 2}, (9, 5)), ({"batch_parallel": "on"}, (7, 7))], ids=["ring", "rows"]
 )
-def test_one_scale_for_all_ranks_inside_compiled_blocks(compiled, launched, settings, num_tokens):
+def test_one_scale_for_all_ranks_inside_compiled_blocks(compiled, on_two_ranks, settings, num_tokens):
     """The tolerance is that of test_quantized_blocks_compute_as_on_one_device, for its reasons."""
     from para_core.adapters.comfy_quantization import apply_quantization
 
     model, call = build(FLUX), {"cfg": 4.0, "num_tokens": num_tokens, "steps": 1}
     quantized, _ = apply_quantization(model, "fp8_dynamic_per_tensor")
     here = sample(quantized, FLUX, **call)
-    patcher = launched(compiled(quantized, fullgraph=True, backend="eager"), **settings)
+    patcher = on_two_ranks(compiled(quantized, fullgraph=True, backend="eager"), **settings)
     there = sample(patcher, FLUX, **call)
     assert relative(there, here) <= 0.5 * relative(here, sample(model, FLUX, **call))
     assert torch.equal(sample(patcher, FLUX, **call), there)
@@ -98,6 +90,6 @@ def test_one_scale_for_all_ranks_inside_compiled_blocks(compiled, launched, sett
         ({"mode": "reduce-overhead"}, 'Set backend "inductor" and mode "default"'),
     ],
 )
-def test_what_cannot_run_on_ranks_is_refused(compiled, launched, compiling, message):
+def test_what_cannot_run_on_ranks_is_refused(compiled, on_two_ranks, compiling, message):
     with pytest.raises(ValueError, match=message):
-        sample(launched(compiled(build(FLUX), **compiling)), FLUX)
+        sample(on_two_ranks(compiled(build(FLUX), **compiling)), FLUX)

@@ -19,11 +19,11 @@ ROUNDING = 1e-6  # relative, of float32 sums in another order
 
 def run(gloo_ranks, case: str, problem: Problem) -> list:
     size = problem.shape[0] * problem.shape[1] * problem.shape[2]
-    return gloo_ranks(size).run(f"attention.cases.{case}", problem=problem)
+    return gloo_ranks(size).run(f"attention.{case}", problem=problem)
 
 
 def largest(gloo_ranks, problem: Problem) -> float:
-    return max(error for error, _, _ in run(gloo_ranks, "errors", problem))
+    return max(error for error, _, _ in run(gloo_ranks, "cases.errors", problem))
 
 
 @pytest.mark.parametrize("shape", [RING2, ULYSSES2], ids=["ring", "ulysses"])
@@ -81,7 +81,7 @@ def test_float64_shows_the_algorithm_itself(gloo_ranks):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_short_dtypes_err_no_more_than_twice_as_much_as_sdpa(gloo_ranks, shape, dtype):
     problem = Problem(shape, (130, 130, 129, 129), dim=64, mask="keys", dtype=dtype)
-    results = run(gloo_ranks, "errors", problem)
+    results = run(gloo_ranks, "cases.errors", problem)
     ours, plain = (max(result[index] for result in results) for index in (1, 2))
     assert plain > 0 and ours <= 2 * plain
 
@@ -90,11 +90,11 @@ def test_short_dtypes_err_no_more_than_twice_as_much_as_sdpa(gloo_ranks, shape, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_ulysses_is_bit_equal_to_sdpa(gloo_ranks, shape, dtype):
     lengths = (49, 48) if shape == ULYSSES2 else (26, 25, 25, 25)
-    assert all(run(gloo_ranks, "is_bit_equal", Problem(shape, lengths, mask="additive", dtype=dtype)))
+    assert all(run(gloo_ranks, "cases.is_bit_equal", Problem(shape, lengths, mask="additive", dtype=dtype)))
 
 
 def test_ulysses_takes_any_attention_function(gloo_ranks):
-    shapes = run(gloo_ranks, "with_function", Problem(ULYSSES2, (5, 4), mask="heads"))
+    shapes = run(gloo_ranks, "cases.with_function", Problem(ULYSSES2, (5, 4), mask="heads"))
     assert shapes == [[(2, 2, 9, 16)] * 3 + [(2, 2, 9, 9)]] * 2
 
 
@@ -102,12 +102,12 @@ def test_ulysses_takes_any_attention_function(gloo_ranks):
 def test_key_heads_are_repeated_no_further_than_needed(gloo_ranks, key_heads, on_a_rank):
     problem = Problem(ULYSSES4, (5, 4, 4, 4), heads=8, key_heads=key_heads, mask="keys")
     shapes = [(2, 2, 17, 16), *[(2, on_a_rank, 17, 16)] * 2, (2, 1, 1, 17)]
-    assert run(gloo_ranks, "with_function", problem) == [shapes] * 4
+    assert run(gloo_ranks, "cases.with_function", problem) == [shapes] * 4
 
 
 def test_next_block_travels_while_this_one_is_attended_to(gloo_ranks):
     events = ["send", "attend", "wait"]
-    assert gloo_ranks(4).run("attention.cases.num_overlapped") == [[*events * 3, "attend"]] * 4
+    assert gloo_ranks(4).run("attention.counts.num_overlapped") == [[*events * 3, "attend"]] * 4
 
 
 def test_error_in_a_ring_waits_for_what_is_on_its_way_but_not_for_ever(gloo_ranks):
@@ -138,7 +138,7 @@ ONE, TWO = ["send", "wait", "attend", "send"], ["send", "send", *["wait", "atten
 )
 def test_portions_of_heads_travel_while_another_is_attended_to(gloo_ranks, heads, key_heads, max_portions, expected):
     problem = Problem(ULYSSES2, (5, 4), mask="heads", heads=heads, key_heads=key_heads)
-    results = gloo_ranks(2).run("attention.cases.in_portions", problem=problem, max_portions=max_portions)
+    results = gloo_ranks(2).run("attention.counts.in_portions", problem=problem, max_portions=max_portions)
     assert results == [(True, expected)] * 2
 
 
@@ -153,12 +153,12 @@ def test_portions_of_heads_travel_while_another_is_attended_to(gloo_ranks, heads
     ],
 )
 def test_one_message_carries_all_of_q_k_and_v(gloo_ranks, problem, expected):
-    assert run(gloo_ranks, "num_messages", problem) == expected
+    assert run(gloo_ranks, "counts.num_messages", problem) == expected
 
 
 @pytest.mark.parametrize("shape", [RING2, ULYSSES2], ids=["ring", "ulysses"])
 def test_compiled_blocks_break_once(gloo_ranks, shape):
-    assert gloo_ranks(2).run("attention.cases.num_graphs", shape=shape) == [2, 2]
+    assert gloo_ranks(2).run("attention.counts.num_graphs", shape=shape) == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_bytes_are_those_that_ranks_send(gloo_ranks, shape):
         "one layer", num_tokens=100, num_layers=1, num_heads=4, width=64, linear_weights=0, bytes_per_value=4
     )
     expected = exchanged_bytes(workload, MeshShape(*shape)), (shape[1] - 1) * block_bytes(workload, MeshShape(*shape))
-    assert gloo_ranks(4).run("attention.cases.sent_bytes", problem=problem) == [expected] * 4
+    assert gloo_ranks(4).run("attention.counts.sent_bytes", problem=problem) == [expected] * 4
 
 
 def test_one_rank_only_computes():

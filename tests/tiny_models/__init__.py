@@ -2,9 +2,10 @@
 
 from .additions import add_lora, flux_control
 from .exactness import all_foreseen, check, node, twice
-from .image import FLUX, IMAGE
+from .flux import FLUX
+from .image import IMAGE
 from .sampling import NEVER, fbcache, relative, sample, with_sampler
-from .tiny_model import TinyModel, build, conditioning, host_version
+from .tiny_model import TinyModel, build, conditioning, host_version, size_of
 from .unet import UNETS
 from .video import VIDEO
 from .wan import WAN, WANS
@@ -26,6 +27,7 @@ __all__ = [
     "node",
     "relative",
     "sample",
+    "size_of",
     "twice",
     "with_sampler",
 ]

@@ -96,6 +96,11 @@ def fill(model: torch.nn.Module, buffers: tuple[str, ...], generator: torch.Gene
         parameter.data.copy_(noise)
 
 
+def size_of(model) -> int:
+    """Bytes of its weights."""
+    return sum(parameter.nbytes for parameter in model.model.parameters())
+
+
 def conditioning(tiny: TinyModel, seed: int, num_tokens: int = 7, **more) -> list:
     """What a text encoder and the nodes behind it would give: another one for each seed."""
     generator = torch.Generator().manual_seed(1000 + seed)

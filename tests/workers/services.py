@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -137,3 +138,11 @@ class Broken:
     def __init__(self, context):
         if context.rank == 1:
             raise ValueError("no such model")
+
+
+class SlowToStart(Session):
+    """Lets no other thread run while it starts, as Python does while it maps a large library."""
+
+    def __init__(self, context):
+        super().__init__(context)
+        ctypes.PyDLL(None).sleep(4)

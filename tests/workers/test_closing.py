@@ -101,3 +101,16 @@ def assert_nothing_is_held(group: WorkerGroup) -> None:
     line = group._line
     assert line._connection is None and line._outbox.memory is None and not line._answers._buffers
     assert not group.alive and not group.connected
+
+
+def test_group_that_is_closed_by_another_thread_while_its_ranks_start(group_config):
+    made, shown = [], []
+
+    def close_soon(group):
+        made.append(group)
+        threading.Timer(0.5, lambda: (shown.append(group.state()), group.close())).start()
+
+    with pytest.raises(WorkerError, match="^the group is closed"):  # not what comes when the ranks are ready
+        WorkerGroup.start(group_config(), made=close_soon)
+    assert [rank["state"] for rank in shown[0]["ranks"]] == ["starting", "starting"]
+    assert not made[0].alive and not made[0].address.parent.exists()

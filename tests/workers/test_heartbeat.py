@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+import pytest
 from torch.distributed import HashStore
 
 from para_core.workers import agent
@@ -62,15 +63,48 @@ def test_ranks_of_two_machines():
     assert found == ["beat/1"] and second.silent() == []
 
 
-def test_agent_kills_the_rank_that_is_silent_and_none_because_of_the_time_of_day(tmp_path, monkeypatch):
-    directory, clock, killed = GroupDirectory(tmp_path), Clock(), []
-    monkeypatch.setattr(agent, "kill_process_group", killed.append)
+@pytest.fixture
+def killed(monkeypatch):
+    """The pids that the agent kills, of processes that do not exist."""
+    found = []
+    monkeypatch.setattr(agent, "kill_process_group", found.append)
     monkeypatch.setattr(agent.threading, "Thread", lambda **_: type("Idle", (), {"start": lambda self: None})())
     monkeypatch.setattr(RankWatch, "_is_child", staticmethod(lambda pid: True))
+    return found
+
+
+def test_agent_has_more_patience_with_a_rank_that_starts(tmp_path, killed):
+    directory, clock = GroupDirectory(tmp_path), Clock()
+    watch = RankWatch(directory, 1, heartbeat_timeout=4.0, start_timeout=8.0)
+    watch._silence = Silence(clock)
+
+    def silent_for() -> int:
+        """Seconds after which a silent rank is killed."""
+        begun, count = clock.now, len(killed)
+        while len(killed) == count and clock.now - begun < 20:
+            clock.now += 1
+            watch.look()
+        return int(clock.now - begun)
+
+    for pid, ready, seconds in ((100, False, 9), (101, True, 5), (102, False, 9)):
+        directory.rank_file(0, "json").write_text(f'{{"pid": {pid}}}')
+        directory.rank_file(0, "beat").write_text("")  # as a new process does
+        watch.look()
+        if ready:
+            directory.set_ready(0)
+            watch.look()
+        assert silent_for() == seconds
+    assert killed == [100, 101, 102]
+    causes = [death["cause"] for death in directory.deaths()]
+    assert causes == [f"no sign of life for {seconds} s" for seconds in (8, 4, 8)]
+
+
+def test_agent_kills_the_rank_that_is_silent_and_none_because_of_the_time_of_day(tmp_path, killed):
+    directory, clock = GroupDirectory(tmp_path), Clock()
     for rank in range(2):
         directory.rank_file(rank, "json").write_text(f'{{"pid": {100 + rank}}}')
-        directory.rank_file(rank, "beat").touch()
-    watch = RankWatch(directory, 2, 4.0)
+        directory.set_ready(rank)
+    watch = RankWatch(directory, 2, heartbeat_timeout=4.0, start_timeout=60.0)
     watch._silence = Silence(clock)
     day, now = 86400, time.time()
     for second in range(7):
