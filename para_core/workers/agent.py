@@ -81,24 +81,29 @@ class RankWatch:
         try:
             # WNOWAIT: only a look; the status is left for the elastic agent.
             ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            cause = _cause(ended.si_status, by_signal=ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED))
         except ChildProcessError:  # the elastic agent was first: on a busy machine
-            cause = self._logged_cause(pid)
+            ended = None
         with self._lock:
             if self._living.pop(pid, None) is None:
                 return
             for other in self._living:
                 kill_process_group(other)
             self._living.clear()
+        if ended is None:
+            cause = self._logged_cause(pid)
+        else:
+            cause = _cause(ended.si_status, by_signal=ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED))
+        with self._lock:
             self._note(rank, pid, cause)
 
     def _logged_cause(self, pid: int) -> str:
         """From the line that the elastic agent writes about the first rank whose end it sees."""
-        for _ in range(20):
-            if found := re.search(FAILED.format(pid=pid), self._directory.agent_log.read_text(errors="replace")):
-                code = int(found[1])
-                return _cause(abs(code), by_signal=code < 0)
-            time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                if found := re.search(FAILED.format(pid=pid), self._directory.agent_log.read_text(errors="replace")):
+                    code = int(found[1])
+                    return _cause(abs(code), by_signal=code < 0)
+                time.sleep(0.05)
         return "it ended"
 
     def _note(self, rank: int, pid: int, cause: str) -> None:

@@ -12,6 +12,8 @@ from tiny_models import (
     with_sampler,
 )
 
+pytestmark = pytest.mark.usefixtures("comfy")
+
 # Random weights change far more from step to step than trained ones do.
 ALWAYS = 100.0
 

@@ -7,6 +7,8 @@ import torch
 from fixtures_in_process import InProcess
 from tiny_models import TINY_MODELS, build, sample
 
+pytestmark = pytest.mark.usefixtures("comfy")
+
 FLUX = TINY_MODELS["flux"]
 
 
