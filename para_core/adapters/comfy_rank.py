@@ -101,8 +101,7 @@ class Service:
 
     def forget(self, payload: Mapping) -> None:
         """Free these models, a VAE's too, here and on the device."""
-        import comfy.model_management
-
+        from .comfy_rank_memory import give_back
         from .comfy_unload import unload
 
         for name in payload["models"]:
@@ -117,7 +116,7 @@ class Service:
                 self._vae = None
         if payload["models"]:
             gc.collect()  # a patcher and its model refer to each other
-            comfy.model_management.soft_empty_cache()
+            give_back()
 
     def load_vae(self, payload: Mapping) -> None:
         """Take over the model of a VAE, in the place of the one before."""
@@ -132,6 +131,7 @@ class Service:
         """
         import comfy.model_management
 
+        from .comfy_rank_memory import give_back
         from .comfy_travel import received
 
         name, patcher = self._vae
@@ -141,7 +141,7 @@ class Service:
         options = {name: received(value) for name, value in payload["options"].items()}
         decode = functools.partial(patcher.model.diffusion_model.decode, **options)
         images = parallel_decode(decode, payload["samples"], destination=0)
-        comfy.model_management.soft_empty_cache()  # as after a run
+        give_back()  # as after a run
         return {"images": images}
 
     def quantize(self, payload: Mapping) -> None:
@@ -228,21 +228,23 @@ class Service:
 
     def _end_run(self) -> dict | None:
         """And give its activations' memory back: the server counts what is free on the device, as when it decodes."""
-        import comfy.model_management
+        from .comfy_rank_memory import give_back
 
         if self._run is None:
             return None
         run, self._run = self._run, None
         report = run.end()
         del run
-        comfy.model_management.soft_empty_cache()
+        give_back()
         return report
 
     def unload(self, payload: Mapping) -> None:
         """Free this rank's device, on which the next call of a run loads anew."""
         import comfy.model_management
 
+        from .comfy_rank_memory import give_back
+
         if self._run is not None:
             self._run.leave_device()
         comfy.model_management.unload_all_models()
-        comfy.model_management.soft_empty_cache()
+        give_back()

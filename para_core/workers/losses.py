@@ -8,7 +8,7 @@ import time
 from .errors import WorkerError
 from .launch import LocalGroup
 
-NOTED_WITHIN = 10.0  # seconds in which the agent writes a death down, also on a machine that is busy
+NOTED_WITHIN = 2.0  # seconds in which the agent writes a death down
 logger = logging.getLogger(__name__)
 
 

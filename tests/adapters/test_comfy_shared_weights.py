@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads of its memory in /proc"),
 ]
 LARGE = replace(FLUX, title="large", unet_config=FLUX.unet_config | {"hidden_size": 512, "num_heads": 4})  # 128 MB
-ACTIVATIONS = 12 << 20  # of one rank, more for the larger model; also int8 weights as float32, of 7 and of 5 MB
 
 
 def saved(tiny, file: Path, *, aligned: bool = True) -> Path:
@@ -196,4 +195,4 @@ def test_two_ranks_hold_a_checkpoint_once(groups, tmp_path, scheme):
         return sum(memory_of(rank["pid"], tmp_path) for rank in groups.session(config).group.state()["ranks"]), size
 
     (before, small), (after, large) = memory_with(FLUX), memory_with(LARGE)
-    assert after - before <= 1.15 * (large - small) + 2 * ACTIVATIONS
+    assert after - before <= 1.15 * (large - small)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -104,13 +105,19 @@ def assert_nothing_is_held(group: WorkerGroup) -> None:
 
 
 def test_group_that_is_closed_by_another_thread_while_its_ranks_start(group_config):
-    made, shown = [], []
+    made, shown, asked = [], [], []
+
+    def close(group):
+        shown.append(group.state())
+        asked.append(time.monotonic())
+        group.close()
 
     def close_soon(group):
         made.append(group)
-        threading.Timer(0.5, lambda: (shown.append(group.state()), group.close())).start()
+        threading.Timer(0.5, close, [group]).start()
 
-    with pytest.raises(WorkerError, match="^the group is closed"):  # not what comes when the ranks are ready
+    with pytest.raises(WorkerError, match="^the group is closed"):
         WorkerGroup.start(group_config(), made=close_soon)
+    assert time.monotonic() - asked[0] < 3  # ready after about as long
     assert [rank["state"] for rank in shown[0]["ranks"]] == ["starting", "starting"]
     assert not made[0].alive and not made[0].address.parent.exists()
