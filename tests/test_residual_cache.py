@@ -2,17 +2,11 @@
 
 import pytest
 import torch
+from residual_kinds import BOTH, estimate
 
 from para_core.extrapolation import newton_weights
 from para_core.predicted_cache import PredictedCache
 from para_core.residual_cache import CacheConfig, ResidualCache
-
-BOTH = pytest.mark.parametrize("kind", [ResidualCache, PredictedCache])
-
-
-def estimate(cache, first, at=0.5):
-    figures = cache.measure(first)
-    return None if figures is None else cache.judge(figures.tolist(), at)
 
 
 def test_plain_estimate_is_the_relative_l1_distance_to_the_last_computed_step():

@@ -1,17 +1,10 @@
 """What a computed step makes up for of the reused ones before it."""
 
-import pytest
 import torch
+from residual_kinds import estimate
 
 from para_core.predicted_cache import PredictedCache
-from para_core.residual_cache import CacheConfig, ResidualCache
-
-BOTH = pytest.mark.parametrize("kind", [ResidualCache, PredictedCache])
-
-
-def estimate(cache, first, at=0.5):
-    figures = cache.measure(first)
-    return None if figures is None else cache.judge(figures.tolist(), at)
+from para_core.residual_cache import CacheConfig
 
 
 def test_computed_step_makes_up_for_half_of_what_the_reused_one_lacked():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import (
+    ALWAYS,
     NEVER,
     TINY_MODELS,
     build,
@@ -21,7 +22,6 @@ from tiny_models import (
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
-ALWAYS = 100.0  # random weights change far more from step to step than trained ones do
 SD15 = TINY_MODELS["sd15"]
 
 

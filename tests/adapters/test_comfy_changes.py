@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from tiny_models import FLUX, all_foreseen, build, conditioning, fbcache, flux_control, sample
+from tiny_models import ALWAYS, FLUX, all_foreseen, build, conditioning, fbcache, flux_control, sample
 
 pytestmark = pytest.mark.usefixtures("comfy")
-
-ALWAYS = 100.0
 
 
 def records(model, decision="prediction", **settings):

@@ -11,6 +11,7 @@ import weakref
 import pytest
 import torch
 from tiny_models import (
+    ALWAYS,
     TINY_MODELS,
     add_lora,
     build,
@@ -26,7 +27,6 @@ from tiny_models.sampling import with_sampler
 pytestmark = pytest.mark.usefixtures("comfy")
 
 FLUX = TINY_MODELS["flux"]
-ALWAYS = 100.0
 SIZES = [(16, 10, 14), (16, 12, 14), (16, 8, 8), (16, 16, 10), (16, 6, 22), (16, 14, 10)]
 PROMPTS = [(7, 5), (9, 9), (3, 12), (16, 2)]
 NUM_KINDS = 2  # double_block, single_block

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import NEVER, TINY_MODELS, build, check, conditioning, fbcache, node, relative, sample, twice
+from tiny_models import ALWAYS, NEVER, TINY_MODELS, build, check, conditioning, fbcache, node, relative, sample, twice
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
-ALWAYS = 100.0  # random weights change far more from step to step than trained ones do
 LUMINA2 = TINY_MODELS["lumina2"]
 
 

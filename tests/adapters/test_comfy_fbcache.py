@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import (
+    ALWAYS,
     FLUX,
     NEVER,
     WAN,
@@ -20,8 +21,6 @@ pytestmark = pytest.mark.usefixtures("comfy")
 
 # Two block layouts in every combination; the other models are in test_comfy_families.py.
 FAMILIES = pytest.mark.parametrize("tiny", [FLUX, WAN], ids=["flux", "wan"])
-# Random weights change far more from step to step than trained ones do.
-ALWAYS = 100.0
 
 
 @FAMILIES

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from tiny_models import (
+    ALWAYS,
     FLUX,
     build,
     fbcache,
@@ -13,9 +14,6 @@ from tiny_models import (
 )
 
 pytestmark = pytest.mark.usefixtures("comfy")
-
-# Random weights change far more from step to step than trained ones do.
-ALWAYS = 100.0
 
 
 def test_unknown_model_is_refused_by_name_before_sampling():

@@ -6,11 +6,10 @@ import weakref
 from unittest import mock
 
 import pytest
-from tiny_models import TINY_MODELS, build, fbcache, sample
+from tiny_models import ALWAYS, TINY_MODELS, build, fbcache, sample
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
-ALWAYS = 100.0
 DECISIONS = pytest.mark.parametrize("decision", ["first_block", "prediction"])
 ITEM_SIZE = 4  # float32
 # Tokens and width of each cached stream, as the model's first block sees them.

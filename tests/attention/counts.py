@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -31,13 +33,9 @@ def num_overlapped(rank: int, world_size: int) -> list[str]:
         events.append("attend")
         return attention_with_lse(q, k, v)
 
-    q, original = torch.randn(1, 2, 6, 8), ring.Transfer
-    ring.Transfer = Recorded
-    try:
-        axis = mesh_of((1, world_size, 1)).ring
+    q, axis = torch.randn(1, 2, 6, 8), mesh_of((1, world_size, 1)).ring
+    with mock.patch.object(ring, "Transfer", Recorded):
         ring.ring_attention(q, q, q, axis=axis, key_lengths=[6] * world_size, attend=attend)
-    finally:
-        ring.Transfer = original
     return events
 
 
@@ -54,11 +52,8 @@ def num_messages(rank: int, world_size: int, *, problem: Problem) -> tuple[int, 
         counts[1] += len(messages)
         return originals[1](messages)
 
-    try:
-        dist.all_to_all_single, dist.batch_isend_irecv = all_to_all_single, batch_isend_irecv
+    with mock.patch.multiple(dist, all_to_all_single=all_to_all_single, batch_isend_irecv=batch_isend_irecv):
         both(problem)
-    finally:
-        dist.all_to_all_single, dist.batch_isend_irecv = originals
     return tuple(counts)
 
 
@@ -76,11 +71,8 @@ def sent_bytes(rank: int, world_size: int, *, problem: Problem) -> tuple[int, in
         counts[1] += tensor.numel() * tensor.itemsize * (operation is dist.isend)
         return originals[1](operation, tensor, peer, group=group)
 
-    try:
-        dist.all_to_all_single, dist.P2POp = all_to_all_single, message
+    with mock.patch.multiple(dist, all_to_all_single=all_to_all_single, P2POp=message):
         both(problem)
-    finally:
-        dist.all_to_all_single, dist.P2POp = originals
     return tuple(counts)
 
 
@@ -121,8 +113,10 @@ def in_portions(rank: int, world_size: int, *, problem: Problem, max_portions: i
         events.append("attend")
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, heads], enable_gqa=True)
 
-    try:
-        ulysses.TokensForHeads.wait, dist.all_to_all_single = wait, all_to_all_single
+    with (
+        mock.patch.object(ulysses.TokensForHeads, "wait", wait),
+        mock.patch.object(dist, "all_to_all_single", all_to_all_single),
+    ):
         out = ulysses.ulysses_attention(
             *(x[:, :, share] for x in (q, k, v)),
             axis=mesh_of(problem.shape).ulysses,
@@ -130,7 +124,5 @@ def in_portions(rank: int, world_size: int, *, problem: Problem, max_portions: i
             attend=attend,
             max_portions=max_portions,
         )
-    finally:
-        ulysses.TokensForHeads.wait, dist.all_to_all_single = originals
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     return torch.equal(out, expected[:, :, share]), events

@@ -4,13 +4,14 @@ from .additions import add_lora, flux_control
 from .exactness import all_foreseen, check, node, twice
 from .flux import FLUX
 from .image import IMAGE
-from .sampling import NEVER, fbcache, relative, sample, with_sampler
+from .sampling import ALWAYS, NEVER, fbcache, relative, sample, with_sampler
 from .tiny_model import TinyModel, build, conditioning, host_version, size_of
 from .unet import UNETS
 from .video import VIDEO
 from .wan import WAN, WANS
 
 __all__ = [
+    "ALWAYS",
     "FLUX",
     "NEVER",
     "TINY_MODELS",

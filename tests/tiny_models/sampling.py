@@ -8,6 +8,7 @@ import torch
 
 from .tiny_model import TinyModel, conditioning
 
+ALWAYS = 100.0  # a threshold: random weights change far more from step to step than trained ones do
 NEVER = 1e-30  # a threshold: every block goes through the cache and nothing is reused; at 0 no block does
 
 
