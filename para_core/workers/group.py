@@ -220,8 +220,7 @@ class WorkerGroup:
                 raise closed()
             self._or_close(self._losses.check_start)
             if time.monotonic() > deadline:
-                limit = self.config.start_timeout
-                error = self._losses.not_ready(f"the group at {self.address} was not ready within {limit:g} s")
+                error = self._losses.not_ready(self.address, self.config.start_timeout)
                 self.close()
                 raise error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 from .errors import WorkerError
 from .launch import LocalGroup
@@ -57,13 +58,16 @@ class Losses:
         if self._in_a_row > self._max_restarts:
             raise self.latest
 
-    def not_ready(self, text: str) -> WorkerError:
-        """The ranks do not come, with what they wrote meanwhile."""
+    def not_ready(self, address: Path, seconds: float) -> WorkerError:
+        """The ranks do not come, with what they wrote meanwhile where they are this machine's."""
+        late = f"the group at {address} was not ready within {seconds:g} s"
+        if self._local is None:
+            return WorkerError(f"{late}; look at what its torchrun writes")
         found = []
-        for rank in range(len(self._local.config.devices) if self._local is not None else 0):
-            lines = self._local.directory.last_lines(rank)
-            found += [f"rank {rank}, {'ready' if self._local.directory.is_ready(rank) else 'not ready'}:", *lines]
-        return WorkerError(text, details="\n".join(found))
+        for rank in range(len(self._local.config.devices)):
+            ready = "ready" if self._local.directory.is_ready(rank) else "not ready"
+            found += [f"rank {rank}, {ready}:", *self._local.directory.last_lines(rank)]
+        return WorkerError(f"{late}; try again when the machine is less busy", details="\n".join(found))
 
     def _noted(self) -> dict | None:
         deadline = time.monotonic() + NOTED_WITHIN
