@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,3 +159,27 @@ def test_kernels_of_a_gpu_give_the_reference_s_result_and_lse(name, shape, key_h
     expected = reference(q.float(), k.float(), v.float(), None if bias is None else bias.float(), None)
     torch.testing.assert_close(out.float(), expected[0], atol=3e-2, rtol=0)
     torch.testing.assert_close(lse, expected[1], atol=3e-2, rtol=0)
+
+
+NEWER, OLDER = ["cudnn", "flash", "efficient"], ["flash", "efficient", "cudnn"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "fastest"),
+    [((8, 9), None, OLDER), ((9, 0), None, NEWER), ((12, 0), None, NEWER), ((9, 4), "6.2", OLDER)],
+)
+@pytest.mark.parametrize(("backend", "chosen"), [("pytorch", []), ("flash", ["flash"]), ("xformers", ["efficient"])])
+def test_gpu_tries_the_users_kernel_first_and_then_its_fastest(monkeypatch, capability, hip, fastest, backend, chosen):
+    """Among kernels that can all run, each of which fails in its turn."""
+    able = dict.fromkeys(NEWER, True)
+    table = {name: (name, lambda params, name=name: able[name]) for name in NEWER}
+    monkeypatch.setattr(kernels, "CUDA_KERNELS", table)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *given: None)
+    on_gpu = SimpleNamespace(device=torch.device("cuda:0"), shape=torch.Size((1, 2, 3, 4)))
+    order = []
+    while (found := kernels._kernel(on_gpu, on_gpu, on_gpu, None, backend)) is not reference:
+        order.append(found)
+        able[found] = False
+    assert order == list(dict.fromkeys([*chosen, *fastest]))
